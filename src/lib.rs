@@ -1,0 +1,12 @@
+//! crosstune adapts a frozen multilingual CLIP (M-CLIP) to a language by training a fraction of a
+//! percent of new parameters with an image-text contrastive loss and a translation alignment loss.
+//!
+//! ARCHITECTURE.md is the map; the modules below stand in the order in which data moves.
+
+pub mod data;
+pub mod demo;
+pub mod error;
+pub mod eval;
+pub mod tensor;
+pub mod text;
+pub mod weights;
