@@ -3,10 +3,6 @@
 //!
 //! ARCHITECTURE.md is the map; the modules below stand in the order in which data moves.
 
-pub mod data;
-pub mod demo;
 pub mod error;
-pub mod eval;
 pub mod tensor;
-pub mod text;
-pub mod weights;
+pub mod ops;

@@ -1,0 +1,153 @@
+//! Executors: what runs a graph. The CPU's is the fast one, the reference is the specification.
+
+pub mod cpu;
+pub mod reference;
+pub mod state;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::graph::{Graph, Role, ValueId};
+use crate::text::pack::Batch;
+use crate::weights::checkpoint::Checkpoint;
+use state::TrainState;
+
+/// Weights of the objective's terms, per member: strategy and text loss are nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossWeights {
+    /// itc(image, anchor).
+    pub image_anchor: f32,
+    /// mse(anchor, partner).
+    pub mse: f32,
+    /// itc(partner, anchor).
+    pub partner_anchor: f32,
+    /// itc(image, partner).
+    pub image_partner: f32,
+    /// The partner's features are constants: no gradient flows through them.
+    pub stop_partner: bool,
+}
+
+/// What changes from step to step, per member.
+#[derive(Clone, Copy, Debug)]
+pub struct MemberStep {
+    /// Key of its random numbers.
+    pub seed: u64,
+    /// Training step, from 0: part of the counter of its random numbers.
+    pub step: u32,
+    /// Weights of the objective's terms.
+    pub weights: LossWeights,
+    /// A power of two that multiplies the loss gradient; 1 on a CPU.
+    pub loss_scale: f32,
+    /// The optimiser's settings for this step.
+    pub adam: Adam,
+}
+
+/// Settings of Adam (Kingma and Ba, 2015) for one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Added to the gradient, times the value (not decoupled).
+    pub weight_decay: f32,
+    /// Largest norm of a member's gradient; infinite for none.
+    pub clip_norm: f32,
+}
+
+impl Default for Adam {
+    fn default() -> Adam {
+        Adam {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: f32::INFINITY,
+        }
+    }
+}
+
+impl Default for MemberStep {
+    fn default() -> MemberStep {
+        let weights = LossWeights { image_anchor: 1.0, ..LossWeights::default() };
+        MemberStep { seed: 0, step: 0, weights, loss_scale: 1.0, adam: Adam::default() }
+    }
+}
+
+/// One frozen weight: where it lies in the checkpoint, or a private copy.
+#[derive(Clone, Debug)]
+pub enum FrozenTensor {
+    /// Read in the memory map.
+    Mapped {
+        /// The file.
+        checkpoint: Arc<Checkpoint>,
+        /// Its name there.
+        name: String,
+    },
+    /// Converted from another type, or made here.
+    Owned(Arc<Vec<f32>>),
+}
+
+/// The frozen weights of a model, by the name of their value.
+#[derive(Clone, Debug, Default)]
+pub struct Frozen {
+    tensors: HashMap<String, FrozenTensor>,
+}
+
+impl Frozen {
+    /// Binds a weight.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: FrozenTensor) {
+        self.tensors.insert(name.into(), tensor);
+    }
+
+    /// The elements of a weight, if it is bound.
+    pub fn get(&self, name: &str) -> Option<&[f32]> {
+        match self.tensors.get(name)? {
+            FrozenTensor::Mapped { checkpoint, name } => checkpoint.get(name)?.as_f32(),
+            FrozenTensor::Owned(values) => Some(values),
+        }
+    }
+
+    /// Names and sizes in bytes of the private copies.
+    pub fn copies(&self) -> Vec<(&str, usize)> {
+        let mut rows: Vec<(&str, usize)> = self
+            .tensors
+            .iter()
+            .filter_map(|(name, t)| match t {
+                FrozenTensor::Owned(v) => Some((name.as_str(), v.len() * 4)),
+                FrozenTensor::Mapped { .. } => None,
+            })
+            .collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// Fails unless every frozen value of `graph` is bound.
+    ///
+    /// # Panics
+    /// If one is not: the model builder forgot it.
+    pub fn check(&self, graph: &Graph) {
+        for id in graph.with_role(Role::Frozen) {
+            let name = &graph.get(id).name;
+            assert!(self.get(name).is_some(), "frozen value {name} is not bound to memory");
+        }
+    }
+}
+
+/// Runs a graph, step by step.
+pub trait Executor {
+    /// Runs every node once.
+    ///
+    /// # Errors
+    /// If the device fails or the batch does not fit the graph.
+    fn run(&mut self, state: &mut TrainState, batch: &Batch, steps: &[MemberStep]) -> Result<()>;
+
+    /// The content of an output of the last run, true rows only.
+    fn output(&self, id: ValueId) -> Vec<f32>;
+}

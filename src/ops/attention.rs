@@ -1,0 +1,384 @@
+//! Self-attention within each text of a packed batch.
+//!
+//! For each text and head: `out = dropout(softmax(Q K^T / sqrt(HS))) V`. Scores live only while a
+//! (text, head) is worked on; the gradient computes them again from the saved log-sum-exp. Texts
+//! are short (10 to 40 tokens), so one task is one text with all its heads.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::Node;
+use super::fast::{exp, sum_map, vector};
+use super::gemm::{Dest, Mat, Segment, Start, gemm_serial};
+use super::philox::{Dropout, RowKey};
+use super::real::Real;
+use crate::exec::MemberStep;
+use crate::exec::cpu::CpuMem;
+use crate::exec::reference::RefMem;
+use crate::graph::backward::Backward;
+use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::text::pack::Batch;
+
+/// The forward op.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// (T, 3C): query, key and value side by side.
+    pub qkv: ValueId,
+    /// (T, C)
+    pub out: ValueId,
+    /// (T, NH) log-sum-exp of each query's scores.
+    pub lse: ValueId,
+    /// NH; C is a multiple of it.
+    pub heads: usize,
+    /// On the probabilities, in training.
+    pub dropout: Option<Dropout>,
+}
+
+impl Attention {
+    /// Adds the op; returns its result.
+    pub fn push(
+        g: &mut Graph,
+        name: &str,
+        qkv: ValueId,
+        heads: usize,
+        dropout: Option<Dropout>,
+    ) -> ValueId {
+        let c = g.channels(qkv) / 3;
+        let out = g.value(name, vec![Dim::Tokens, Dim::N(c)], Role::Temp);
+        let lse = g.value(format!("{name}.lse"), vec![Dim::Tokens, Dim::N(heads)], Role::Temp);
+        g.nodes.push(Attention { qkv, out, lse, heads, dropout }.into());
+        out
+    }
+}
+
+/// The row of random numbers of a query.
+fn query_key(
+    batch: &Batch,
+    steps: &[MemberStep],
+    site: u32,
+    seq: usize,
+    head: usize,
+    query: usize,
+) -> RowKey {
+    let step = &steps[batch.seq_member[seq] as usize];
+    let place = (head as u32) << 16 | query as u32;
+    RowKey::new(step.seed, step.step, site, batch.roles[seq], batch.seq_items[seq], place)
+}
+
+/// One text of the packed qkv.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    qkv: &'a [f32],
+    start: usize,
+    len: usize,
+    c: usize,
+    hs: usize,
+}
+
+impl<'a> View<'a> {
+    /// Queries (0), keys (1) or values (2) of a head: (len, HS).
+    fn mat(&self, which: usize, head: usize) -> Mat<'a> {
+        let at = self.start * 3 * self.c + which * self.c + head * self.hs;
+        Mat::rows(&self.qkv[at..], 3 * self.c)
+    }
+}
+
+thread_local! {
+    /// Scores of one head, kept by a worker.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `scores = scale Q K^T`.
+fn scores(s: &mut [f32], view: &View<'_>, head: usize) {
+    let (n, scale) = (view.len, 1.0 / (view.hs as f32).sqrt());
+    let seg = Segment { a: view.mat(0, head), b: view.mat(1, head).t(), k: view.hs };
+    gemm_serial(Dest { data: s, ld: n }, (n, n), &[seg], Start::Zero);
+    vector(
+        #[inline(always)]
+        || s.iter_mut().for_each(|x| *x *= scale),
+    );
+}
+
+/// Texts as tasks, each with its own rows of a (T, width) output.
+fn split_texts<'a>(batch: &Batch, mut data: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
+    let mut out = Vec::with_capacity(batch.seqs());
+    for seq in 0..batch.seqs() {
+        let (head, tail) = data.split_at_mut(batch.segment(seq).len() * width);
+        out.push(head);
+        data = tail;
+    }
+    out
+}
+
+impl Node for Attention {
+    fn reads(&self) -> Vec<ValueId> {
+        vec![self.qkv]
+    }
+
+    fn writes(&self) -> Vec<ValueId> {
+        vec![self.out, self.lse]
+    }
+
+    fn grad(&self, bw: &mut Backward<'_>) {
+        let Some(dout) = bw.grad_of(self.out) else { return };
+        let dqkv = bw.like(self.qkv);
+        let (heads, dropout) = (self.heads, self.dropout);
+        let (qkv, out, lse) = (self.qkv, self.out, self.lse);
+        bw.push(AttentionGrad { qkv, out, lse, dout, dqkv, heads, dropout });
+        bw.contribute(self.qkv, dqkv);
+    }
+
+    fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
+        let qkv = mem.get(self.qkv);
+        let c = mem.channels(self.out);
+        let hs = c / self.heads;
+        let b = mem.batch;
+        let mut out = vec![F::zero(); b.tokens() * c];
+        let mut lse = vec![F::zero(); b.tokens() * self.heads];
+        for seq in 0..b.seqs() {
+            for head in 0..self.heads {
+                for i in b.segment(seq) {
+                    let s = reference_scores(&qkv, b.segment(seq), i, head, (c, hs));
+                    let max = s.iter().copied().fold(F::neg_infinity(), F::max);
+                    let sum = s.iter().map(|x| (*x - max).exp()).sum::<F>();
+                    let log = max + sum.ln();
+                    lse[i * self.heads + head] = log;
+                    let place = i - b.segment(seq).start;
+                    for (j, t) in b.segment(seq).enumerate() {
+                        let p = (s[j] - log).exp() * self.keep(mem, seq, head, place, j);
+                        for d in 0..hs {
+                            out[i * c + head * hs + d] += p * qkv[t * 3 * c + 2 * c + head * hs + d];
+                        }
+                    }
+                }
+            }
+        }
+        mem.set(self.out, out);
+        mem.set(self.lse, lse);
+    }
+
+    fn cpu(&self, mem: &mut CpuMem<'_>) {
+        let c = mem.channels(self.out);
+        let (heads, hs) = (self.heads, c / self.heads);
+        let (batch, steps) = (mem.batch, mem.steps);
+        let (r, mut w) = mem.bind(&[Some(self.qkv)], &[Some(self.out), Some(self.lse)]);
+        let qkv = r[0];
+        let [out, lse] = &mut w[..] else { return };
+        let out = split_texts(batch, out, c);
+        let lse = split_texts(batch, lse, heads);
+        out.into_par_iter().zip(lse).enumerate().for_each(|(seq, (out, lse))| {
+            let range = batch.segment(seq);
+            let view = View { qkv, start: range.start, len: range.len(), c, hs };
+            let n = view.len;
+            SCORES.with_borrow_mut(|s| {
+                s.resize(n * n, 0.0);
+                for head in 0..heads {
+                    scores(s, &view, head);
+                    vector(
+                        #[inline(always)]
+                        || {
+                            for (i, row) in s.chunks_exact_mut(n).enumerate() {
+                                lse[i * heads + head] = softmax(row);
+                                if let Some(d) = &self.dropout {
+                                    d.apply(&query_key(batch, steps, d.site, seq, head, i), row);
+                                }
+                            }
+                        },
+                    );
+                    let seg = Segment { a: Mat::rows(s, n), b: view.mat(2, head), k: n };
+                    let dest = Dest { data: &mut out[head * hs..], ld: c };
+                    gemm_serial(dest, (n, hs), &[seg], Start::Zero);
+                }
+            });
+        });
+    }
+}
+
+impl Attention {
+    fn keep<F: Real>(&self, mem: &RefMem<'_, F>, seq: usize, head: usize, i: usize, j: usize) -> F {
+        keep(self.dropout, mem, seq, (head, i, j))
+    }
+}
+
+fn keep<F: Real>(
+    dropout: Option<Dropout>,
+    mem: &RefMem<'_, F>,
+    seq: usize,
+    (head, query, key): (usize, usize, usize),
+) -> F {
+    dropout.map_or(F::one(), |d| {
+        let row = query_key(mem.batch, mem.steps, d.site, seq, head, query);
+        F::of(d.factor(&row, key).into())
+    })
+}
+
+/// Scaled scores of query row `i` against the keys of its text.
+fn reference_scores<F: Real>(
+    qkv: &[F],
+    segment: std::ops::Range<usize>,
+    i: usize,
+    head: usize,
+    (c, hs): (usize, usize),
+) -> Vec<F> {
+    let scale = F::one() / F::of(hs as f64).sqrt();
+    let q = &qkv[i * 3 * c + head * hs..][..hs];
+    segment
+        .map(|t| {
+            let k = &qkv[t * 3 * c + c + head * hs..][..hs];
+            q.iter().zip(k).map(|(a, b)| *a * *b).sum::<F>() * scale
+        })
+        .collect()
+}
+
+/// Turns a row of scores into probabilities; returns its log-sum-exp.
+#[inline(always)]
+fn softmax(row: &mut [f32]) -> f32 {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
+    row.iter_mut().for_each(|x| *x = exp(*x - max));
+    let sum = sum_map(row, |x| x);
+    let inv = 1.0 / sum;
+    row.iter_mut().for_each(|x| *x *= inv);
+    max + sum.ln()
+}
+
+/// The gradient op.
+#[derive(Clone, Debug)]
+pub struct AttentionGrad {
+    /// (T, 3C)
+    pub qkv: ValueId,
+    /// (T, C) as the forward left it.
+    pub out: ValueId,
+    /// (T, NH) as the forward left it.
+    pub lse: ValueId,
+    /// (T, C)
+    pub dout: ValueId,
+    /// (T, 3C) `=`
+    pub dqkv: ValueId,
+    /// NH
+    pub heads: usize,
+    /// As the forward's.
+    pub dropout: Option<Dropout>,
+}
+
+impl Node for AttentionGrad {
+    fn reads(&self) -> Vec<ValueId> {
+        vec![self.qkv, self.out, self.lse, self.dout]
+    }
+
+    fn writes(&self) -> Vec<ValueId> {
+        vec![self.dqkv]
+    }
+
+    fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
+        let (qkv, dout, lse) = (mem.get(self.qkv), mem.get(self.dout), mem.get(self.lse));
+        let c = mem.channels(self.dout);
+        let hs = c / self.heads;
+        let scale = F::one() / F::of(hs as f64).sqrt();
+        let b = mem.batch;
+        let mut dqkv = vec![F::zero(); b.tokens() * 3 * c];
+        for seq in 0..b.seqs() {
+            for head in 0..self.heads {
+                for (place, i) in b.segment(seq).enumerate() {
+                    let s = reference_scores(&qkv, b.segment(seq), i, head, (c, hs));
+                    let p: Vec<F> = s.iter().map(|x| (*x - lse[i * self.heads + head]).exp()).collect();
+                    let at = |t: usize, which: usize| t * 3 * c + which * c + head * hs;
+                    let dy = &dout[i * c + head * hs..][..hs];
+                    let dp: Vec<F> = b
+                        .segment(seq)
+                        .enumerate()
+                        .map(|(j, t)| {
+                            let m = keep(self.dropout, mem, seq, (head, place, j));
+                            for d in 0..hs {
+                                dqkv[at(t, 2) + d] += p[j] * m * dy[d];
+                            }
+                            (0..hs).map(|d| dy[d] * qkv[at(t, 2) + d]).sum::<F>() * m
+                        })
+                        .collect();
+                    let mean = p.iter().zip(&dp).map(|(p, d)| *p * *d).sum::<F>();
+                    for (j, t) in b.segment(seq).enumerate() {
+                        let ds = p[j] * (dp[j] - mean) * scale;
+                        for d in 0..hs {
+                            dqkv[at(i, 0) + d] += ds * qkv[at(t, 1) + d];
+                            dqkv[at(t, 1) + d] += ds * qkv[at(i, 0) + d];
+                        }
+                    }
+                }
+            }
+        }
+        mem.set(self.dqkv, dqkv);
+    }
+
+    fn cpu(&self, mem: &mut CpuMem<'_>) {
+        let c = mem.channels(self.dout);
+        let (batch, steps) = (mem.batch, mem.steps);
+        let reads = [Some(self.qkv), Some(self.lse), Some(self.dout)];
+        let (r, mut w) = mem.bind(&reads, &[Some(self.dqkv)]);
+        let (qkv, lse, dout) = (r[0], r[1], r[2]);
+        let dqkv = split_texts(batch, w[0], 3 * c);
+        dqkv.into_par_iter().enumerate().for_each(|(seq, dqkv)| {
+            let range = batch.segment(seq);
+            let hs = c / self.heads;
+            let view = View { qkv, start: range.start, len: range.len(), c, hs };
+            SCORES.with_borrow_mut(|space| {
+                space.resize(2 * view.len * view.len, 0.0);
+                for head in 0..self.heads {
+                    self.head(space, &view, (dqkv, dout, lse), (batch, steps, seq), head);
+                }
+            });
+        });
+    }
+}
+
+impl AttentionGrad {
+    /// One head of one text. `space` holds probabilities and their gradients, (len, len) each.
+    fn head(
+        &self,
+        space: &mut [f32],
+        view: &View<'_>,
+        (dqkv, dout, lse): (&mut [f32], &[f32], &[f32]),
+        (batch, steps, seq): (&Batch, &[MemberStep], usize),
+        head: usize,
+    ) {
+        let (n, c, hs, heads) = (view.len, view.c, view.hs, self.heads);
+        let (p, ds) = space.split_at_mut(n * n);
+        let scale = 1.0 / (hs as f32).sqrt();
+        scores(p, view, head);
+        let dy = Mat::rows(&dout[view.start * c + head * hs..], c);
+        let seg = Segment { a: dy, b: view.mat(2, head).t(), k: hs };
+        gemm_serial(Dest { data: ds, ld: n }, (n, n), &[seg], Start::Zero);
+        vector(
+            #[inline(always)]
+            || {
+                for (i, (p, d)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                    let log = lse[(view.start + i) * heads + head];
+                    p.iter_mut().for_each(|x| *x = exp(*x - log));
+                    let key = self.dropout.map(|x| query_key(batch, steps, x.site, seq, head, i));
+                    if let (Some(drop), Some(key)) = (&self.dropout, &key) {
+                        drop.apply(key, d);
+                    }
+                    let mut mean = 0.0;
+                    for (p, d) in p.iter().zip(&*d) {
+                        mean += p * d;
+                    }
+                    for (p, d) in p.iter().zip(&mut *d) {
+                        *d = p * (*d - mean) * scale;
+                    }
+                    if let (Some(drop), Some(key)) = (&self.dropout, &key) {
+                        drop.apply(key, p);
+                    }
+                }
+            },
+        );
+        // dV = P^T dO, dQ = dS K, dK = dS^T Q
+        let products = [
+            (2, Mat::rows(p, n).t(), dy),
+            (0, Mat::rows(ds, n), view.mat(1, head)),
+            (1, Mat::rows(ds, n).t(), view.mat(0, head)),
+        ];
+        for (which, a, b) in products {
+            let dest = Dest { data: &mut dqkv[which * c + head * hs..], ld: 3 * c };
+            gemm_serial(dest, (n, hs), &[Segment { a, b, k: n }], Start::Zero);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Vectorised helpers of the CPU ops: loops that compile to AVX2 inside `pulp::Arch::dispatch`,
+//! and functions that such loops may call.
+
+/// Lanes of the fixed order in which a row is summed, whatever the vector width.
+pub const LANES: usize = 16;
+
+/// Runs a closure compiled for the best instruction set of this machine. What it calls must be
+/// `#[inline(always)]`.
+#[inline(always)]
+pub fn vector<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+#[inline(always)]
+fn fold(acc: [f32; LANES]) -> f32 {
+    let mut a = acc;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            a[i] += a[i + width];
+        }
+        width /= 2;
+    }
+    a[0]
+}
+
+/// Sum of `f(x)`.
+#[inline(always)]
+pub fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut acc = [0f32; LANES];
+    let mut it = x.chunks_exact(LANES);
+    for run in &mut it {
+        for (a, v) in acc.iter_mut().zip(run) {
+            *a += f(*v);
+        }
+    }
+    for (a, v) in acc.iter_mut().zip(it.remainder()) {
+        *a += f(*v);
+    }
+    fold(acc)
+}
+
+/// Dot product.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut acc = [[0f32; LANES]; 2];
+    let mut xs = x.chunks_exact(2 * LANES);
+    let mut ys = y.chunks_exact(2 * LANES);
+    for (u, v) in (&mut xs).zip(&mut ys) {
+        for i in 0..LANES {
+            acc[0][i] = u[i].mul_add(v[i], acc[0][i]);
+            acc[1][i] = u[LANES + i].mul_add(v[LANES + i], acc[1][i]);
+        }
+    }
+    for (i, (u, v)) in xs.remainder().iter().zip(ys.remainder()).enumerate() {
+        acc[i / LANES][i % LANES] = u.mul_add(*v, acc[i / LANES][i % LANES]);
+    }
+    fold(std::array::from_fn(|i| acc[0][i] + acc[1][i]))
+}
+
+/// `y += a x`.
+#[inline(always)]
+pub fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(*x, *y);
+    }
+}
+
+/// e^x within 2 ulp; 0 below -87.3, clamped above 88.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    let clamped = x.clamp(-87.3, 88.0);
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    // ln 2 in two parts, so that r keeps its low bits.
+    let r = n.mul_add(-0.693_359_4, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, c);
+    }
+    // The low bits of `shifted` are n in two's complement.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if x < -87.3 { 0.0 } else { p * scale }
+}
+
+/// The error function within 1.5e-7 (Abramowitz and Stegun 7.1.26), and e^(-x^2), which it needs
+/// anyway and whose caller wants it for the derivative.
+#[inline(always)]
+fn erf_and_gauss(x: f32) -> (f32, f32) {
+    let gauss = exp(-x * x);
+    let t = 1.0 / 0.327_591_1f32.mul_add(x.abs(), 1.0);
+    let mut p = 1.061_405_4f32;
+    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        p = t.mul_add(p, c);
+    }
+    let erf = (-p * t).mul_add(gauss, 1.0);
+    (erf.copysign(x), gauss)
+}
+
+/// `x Phi(x)`, the exact (erf) GELU.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    let (erf, _) = erf_and_gauss(x * std::f32::consts::FRAC_1_SQRT_2);
+    0.5 * x * (1.0 + erf)
+}
+
+/// Derivative of [`gelu`].
+#[inline(always)]
+pub fn gelu_grad(x: f32) -> f32 {
+    let (erf, gauss) = erf_and_gauss(x * std::f32::consts::FRAC_1_SQRT_2);
+    let density = gauss * 0.398_942_3;
+    x.mul_add(density, 0.5 * (1.0 + erf))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_and_gelu_are_close_to_the_library() {
+        for i in -2000..2000 {
+            let x = i as f32 * 0.01;
+            let want = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / want - 1.0).abs() < 4e-7, "exp({x})");
+            let phi = 0.5 * (1.0 + libm::erf(f64::from(x) / 2f64.sqrt()));
+            let density = (-0.5 * f64::from(x) * f64::from(x)).exp() / std::f64::consts::TAU.sqrt();
+            assert!((f64::from(gelu(x)) - f64::from(x) * phi).abs() < 2e-6, "gelu({x})");
+            let want = phi + f64::from(x) * density;
+            assert!((f64::from(gelu_grad(x)) - want).abs() < 1e-6, "gelu'({x})");
+        }
+        assert_eq!(exp(-1000.0), 0.0);
+        assert!(exp(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
+        assert!(gelu(f32::INFINITY) > 1e30);
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_where_they_run() {
+        let x: Vec<f32> = (0..1037).map(|i| (i as f32).sin()).collect();
+        let wide = vector(|| sum_map(&x, |v| v));
+        assert_eq!(wide, sum_map(&x, |v| v));
+        assert!((vector(|| dot(&x, &x)) - x.iter().map(|v| v * v).sum::<f32>()).abs() < 1e-3);
+    }
+}

@@ -1,0 +1,341 @@
+//! Gradients of [`super::Linear`]: of its input, of its weights, of its low-rank branches.
+
+use rayon::prelude::*;
+
+use super::{Branch, Columns, Lora, Part, columns, row_groups};
+use crate::exec::cpu::CpuMem;
+use crate::exec::reference::RefMem;
+use crate::graph::ValueId;
+use crate::ops::fast::{axpy, vector};
+use crate::ops::gemm::{Dest, Mat, Segment, Start, gemm};
+use crate::ops::real::Real;
+use crate::ops::{Node, member_slice};
+use crate::text::pack::{Batch, Rows};
+
+/// Columns of a task over a sum of rows.
+const COLUMNS: usize = 128;
+
+/// `dinp = resid + sum over parts of dout_p W_p + v_p A_p`.
+#[derive(Clone, Debug)]
+pub struct InputGrad {
+    /// (rows, sum of OC)
+    pub dout: ValueId,
+    /// What the rows are.
+    pub rows: Rows,
+    /// The layers of the forward.
+    pub parts: Vec<Part>,
+    /// (rows, R) of each part, as [`LoraGrad`] left it.
+    pub branches: Vec<Option<ValueId>>,
+    /// (rows, K) what other consumers of the input left.
+    pub resid: Option<ValueId>,
+    /// (rows, K) `=`; may take the place of `resid`.
+    pub dinp: ValueId,
+}
+
+impl Node for InputGrad {
+    fn reads(&self) -> Vec<ValueId> {
+        let mut ids = vec![self.dout];
+        ids.extend(self.parts.iter().map(|p| p.weight));
+        ids.extend(self.parts.iter().filter_map(|p| p.lora.map(|l| l.lora_a)));
+        ids.extend(self.branches.iter().flatten());
+        ids.extend(self.resid);
+        ids
+    }
+
+    fn writes(&self) -> Vec<ValueId> {
+        vec![self.dinp]
+    }
+
+    fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
+        let k = mem.channels(self.dinp);
+        let (dout, width) = (mem.get(self.dout), mem.channels(self.dout));
+        let rows = mem.batch.rows(self.rows);
+        let mut dinp = self.resid.map_or(vec![F::zero(); rows * k], |id| mem.get(id));
+        dinp.truncate(rows * k);
+        let cols = columns(mem.graph, &self.parts);
+        for ((p, at), branch) in self.parts.iter().zip(&cols).zip(&self.branches) {
+            let weight = mem.get(p.weight);
+            for t in 0..rows {
+                let g = mem.batch.member_of(self.rows, t);
+                let w = member_slice(&weight, mem.per_member(p.weight), g, at.len * k);
+                for o in 0..at.len {
+                    let d = dout[t * width + at.start + o];
+                    for i in 0..k {
+                        dinp[t * k + i] += d * w[o * k + i];
+                    }
+                }
+            }
+            if let (Some(v), Some(lora)) = (branch, &p.lora) {
+                let (v, a) = (mem.get(*v), mem.get(lora.lora_a));
+                let r = mem.channels(lora.lora_b);
+                for t in 0..rows {
+                    let a = &a[mem.batch.member_of(self.rows, t) * r * k..];
+                    for i in 0..r {
+                        for j in 0..k {
+                            dinp[t * k + j] += v[t * r + i] * a[i * k + j];
+                        }
+                    }
+                }
+            }
+        }
+        mem.set(self.dinp, dinp);
+    }
+
+    fn cpu(&self, mem: &mut CpuMem<'_>) {
+        let (k, width) = (mem.channels(self.dinp), mem.channels(self.dout));
+        let batch = mem.batch;
+        let n = self.parts.len();
+        let cols = columns(mem.graph, &self.parts);
+        let per_member = self.parts.iter().any(|p| mem.per_member(p.weight));
+        let per: Vec<bool> = self.parts.iter().map(|p| mem.per_member(p.weight)).collect();
+        let ranks: Vec<usize> =
+            self.parts.iter().map(|p| p.lora.map_or(0, |l| mem.channels(l.lora_b))).collect();
+        let mut reads = vec![Some(self.dout), self.resid];
+        reads.extend(self.parts.iter().map(|p| Some(p.weight)));
+        reads.extend(self.parts.iter().map(|p| p.lora.map(|l| l.lora_a)));
+        reads.extend(&self.branches);
+        let (r, mut w) = mem.bind(&reads, &[Some(self.dinp)]);
+        let (dout, resid) = (r[0], r[1]);
+        let (weights, rest) = r[2..].split_at(n);
+        let (tables, coeffs) = rest.split_at(n);
+        let branches: Vec<(Branch, &[f32])> = (0..n)
+            .filter(|&i| ranks[i] > 0)
+            .map(|i| (Branch::direct(tables[i], ranks[i], k), coeffs[i]))
+            .collect();
+        for (rows, g) in row_groups(batch, self.rows, per_member) {
+            if rows.is_empty() {
+                continue;
+            }
+            let segments: Vec<Segment<'_>> = (0..n)
+                .map(|i| {
+                    let a = Mat::rows(&dout[rows.start * width + cols[i].start..], width);
+                    let weight = member_slice(weights[i], per[i], g, cols[i].len * k);
+                    Segment { a, b: Mat::rows(weight, k), k: cols[i].len }
+                })
+                .collect();
+            let finish = |row: usize, col: usize, run: &mut [f32], _: &mut [f32]| {
+                let row = rows.start + row;
+                if !branches.is_empty() {
+                    let g = batch.member_of(self.rows, row);
+                    for (b, coeff) in &branches {
+                        b.add(run, coeff, (row, col), g);
+                    }
+                }
+                if !resid.is_empty() {
+                    axpy(run, 1.0, &resid[row * k + col..][..run.len()]);
+                }
+            };
+            let dest = Dest { data: &mut w[0][rows.start * k..], ld: k };
+            gemm(dest, None, (rows.len(), k), &segments, Start::Zero, finish);
+        }
+    }
+}
+
+/// `dW (OC, K) += dout_p^T inp`, `db += column sums of dout_p`, for one part.
+#[derive(Clone, Debug)]
+pub struct WeightGrad {
+    /// (rows, K)
+    pub inp: ValueId,
+    /// What the rows are.
+    pub rows: Rows,
+    /// The layers of the forward.
+    pub parts: Vec<Part>,
+    /// The one this is for.
+    pub part: usize,
+    /// (rows, sum of OC)
+    pub dout: ValueId,
+    /// (G, OC, K) `+=`
+    pub dweight: Option<ValueId>,
+    /// (G, OC) `+=`
+    pub dbias: Option<ValueId>,
+}
+
+impl Node for WeightGrad {
+    fn reads(&self) -> Vec<ValueId> {
+        vec![self.inp, self.dout]
+    }
+
+    fn writes(&self) -> Vec<ValueId> {
+        vec![]
+    }
+
+    fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
+        let (x, k) = (mem.get(self.inp), mem.channels(self.inp));
+        let (dout, width) = (mem.get(self.dout), mem.channels(self.dout));
+        let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
+        let members = mem.batch.members.len();
+        let mut dw = vec![F::zero(); members * len * k];
+        let mut db = vec![F::zero(); members * len];
+        for t in 0..mem.batch.rows(self.rows) {
+            let g = mem.batch.member_of(self.rows, t);
+            for o in 0..len {
+                let d = dout[t * width + start + o];
+                db[g * len + o] += d;
+                for i in 0..k {
+                    dw[(g * len + o) * k + i] += d * x[t * k + i];
+                }
+            }
+        }
+        if let Some(id) = self.dweight {
+            mem.accumulate(id, &dw);
+        }
+        if let Some(id) = self.dbias {
+            mem.accumulate(id, &db);
+        }
+    }
+
+    fn cpu(&self, mem: &mut CpuMem<'_>) {
+        let (k, width) = (mem.channels(self.inp), mem.channels(self.dout));
+        let batch = mem.batch;
+        let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
+        let (r, mut w) = mem.bind(&[Some(self.inp), Some(self.dout)], &[self.dweight, self.dbias]);
+        let (inp, dout) = (r[0], r[1]);
+        let [dweight, dbias] = &mut w[..] else { return };
+        for (rows, g) in row_groups(batch, self.rows, true) {
+            if rows.is_empty() {
+                continue;
+            }
+            if self.dweight.is_some() {
+                let a = Mat::rows(&dout[rows.start * width + start..], width).t();
+                let b = Mat::rows(&inp[rows.start * k..], k);
+                let segment = [Segment { a, b, k: rows.len() }];
+                let dest = Dest { data: &mut dweight[g * len * k..], ld: k };
+                gemm(dest, None, (len, k), &segment, Start::Accumulate, |_, _, _, _| {});
+            }
+            if self.dbias.is_some() {
+                let sums = &mut dbias[g * len..][..len];
+                sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sum)| {
+                    let from = start + i * COLUMNS;
+                    vector(|| {
+                        for t in rows.clone() {
+                            axpy(sum, 1.0, &dout[t * width + from..][..sum.len()]);
+                        }
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// `v = scale dout_p B`, `dA += v^T inp`, `dB += scale dout_p^T u`, for one part.
+#[derive(Clone, Debug)]
+pub struct LoraGrad {
+    /// (rows, K)
+    pub inp: ValueId,
+    /// What the rows are.
+    pub rows: Rows,
+    /// The layers of the forward.
+    pub parts: Vec<Part>,
+    /// The one this is for.
+    pub part: usize,
+    /// Its branch.
+    pub lora: Lora,
+    /// (rows, sum of OC)
+    pub dout: ValueId,
+    /// (rows, R) `=`, for [`InputGrad`].
+    pub v: ValueId,
+    /// (G, R, K) and (G, OC, R) `+=`
+    pub grads: (Option<ValueId>, Option<ValueId>),
+}
+
+impl Node for LoraGrad {
+    fn reads(&self) -> Vec<ValueId> {
+        vec![self.inp, self.dout, self.lora.u, self.lora.lora_b]
+    }
+
+    fn writes(&self) -> Vec<ValueId> {
+        vec![self.v]
+    }
+
+    fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
+        let (x, k) = (mem.get(self.inp), mem.channels(self.inp));
+        let (dout, width) = (mem.get(self.dout), mem.channels(self.dout));
+        let (u, b) = (mem.get(self.lora.u), mem.get(self.lora.lora_b));
+        let r = mem.channels(self.lora.lora_b);
+        let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
+        let (rows, members) = (mem.batch.rows(self.rows), mem.batch.members.len());
+        let scale = F::of(self.lora.scale.into());
+        let mut v = vec![F::zero(); rows * r];
+        let (mut da, mut db) = (vec![F::zero(); members * r * k], vec![F::zero(); members * len * r]);
+        for t in 0..rows {
+            let g = mem.batch.member_of(self.rows, t);
+            for i in 0..r {
+                for o in 0..len {
+                    let d = dout[t * width + start + o] * scale;
+                    v[t * r + i] += d * b[(g * len + o) * r + i];
+                    db[(g * len + o) * r + i] += d * u[t * r + i];
+                }
+                for j in 0..k {
+                    da[(g * r + i) * k + j] += v[t * r + i] * x[t * k + j];
+                }
+            }
+        }
+        mem.set(self.v, v);
+        if let Some(id) = self.grads.0 {
+            mem.accumulate(id, &da);
+        }
+        if let Some(id) = self.grads.1 {
+            mem.accumulate(id, &db);
+        }
+    }
+
+    fn cpu(&self, mem: &mut CpuMem<'_>) {
+        let (k, width) = (mem.channels(self.inp), mem.channels(self.dout));
+        let batch = mem.batch;
+        let rank = mem.channels(self.lora.lora_b);
+        let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
+        let reads = [Some(self.inp), Some(self.dout), Some(self.lora.u), Some(self.lora.lora_b)];
+        let (r, mut w) = mem.bind(&reads, &[Some(self.v), self.grads.0, self.grads.1]);
+        let (inp, dout, u) = (r[0], r[1], r[2]);
+        let [v, da, db] = &mut w[..] else { return };
+        let table = Branch::transposed(r[3], rank, len, self.lora.scale);
+        table.project(v, (dout, width, start), batch, self.rows);
+        for g in 0..batch.members.len() {
+            if !da.is_empty() {
+                let dest = &mut da[g * rank * k..][..rank * k];
+                for (i, col, sum) in row_sums(batch, (self.rows, g), (v, rank), (inp, k, 0), k) {
+                    dest[i * k + col..][..sum.len()].iter_mut().zip(&sum).for_each(|(d, s)| *d += s);
+                }
+            }
+            if !db.is_empty() {
+                let dest = &mut db[g * rank * len..][..rank * len];
+                for (i, col, sum) in row_sums(batch, (self.rows, g), (u, rank), (dout, width, start), len) {
+                    for (o, s) in sum.iter().enumerate() {
+                        dest[(col + o) * rank + i] += self.lora.scale * s;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sum over a member's rows of coeff[row, i] * x[row, col]`, in row order, as runs
+/// `(i, col, sums)`: a thin TN product, parallel over columns.
+fn row_sums(
+    batch: &Batch,
+    (rows, g): (Rows, usize),
+    (coeff, rank): (&[f32], usize),
+    (x, ld, from): (&[f32], usize, usize),
+    width: usize,
+) -> Vec<(usize, usize, Vec<f32>)> {
+    let range = batch.member_rows(rows, g);
+    let blocks = width.div_ceil(COLUMNS);
+    (0..blocks)
+        .into_par_iter()
+        .flat_map_iter(|block| {
+            let col = block * COLUMNS;
+            let cols = COLUMNS.min(width - col);
+            let mut sums = vec![0f32; rank * cols];
+            vector(|| {
+                for t in range.clone() {
+                    let run = &x[t * ld + from + col..][..cols];
+                    for (sum, c) in sums.chunks_exact_mut(cols).zip(&coeff[t * rank..]) {
+                        axpy(sum, *c, run);
+                    }
+                }
+            });
+            let runs: Vec<Vec<f32>> = sums.chunks_exact(cols).map(<[f32]>::to_vec).collect();
+            runs.into_iter().enumerate().map(move |(i, sum)| (i, col, sum))
+        })
+        .collect()
+}

@@ -1,0 +1,358 @@
+//! Linear layers with bias, GELU and LoRA, several side by side.
+//!
+//! For each part `p`: `out[:, p] = inp W_p^T + b_p + scale (inp A_p^T) B_p^T`; with `act`, also
+//! `act = gelu(out)`. Query, key and value are three parts of one op, so the input is read once.
+//! LoRA: Hu et al., "LoRA: low-rank adaptation of large language models" (2021), with OpenDelta's
+//! scale alpha / rank.
+
+pub mod grad;
+
+use rayon::prelude::*;
+
+use super::fast::{dot, gelu, vector};
+use super::gemm::{Dest, Mat, Segment, Start, gemm};
+use super::real::{self, Real};
+use super::{Node, member_slice, split_rows};
+use crate::exec::cpu::CpuMem;
+use crate::exec::reference::RefMem;
+use crate::graph::backward::Backward;
+use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::text::pack::{Batch, Rows};
+use grad::{InputGrad, LoraGrad, WeightGrad};
+
+/// A low-rank branch beside a linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Lora {
+    /// (G, R, K)
+    pub lora_a: ValueId,
+    /// (G, OC, R)
+    pub lora_b: ValueId,
+    /// alpha / R.
+    pub scale: f32,
+    /// (rows, R) `inp A^T`, kept for the gradient.
+    pub u: ValueId,
+}
+
+/// One linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// (OC, K), or (G, OC, K) when trainable.
+    pub weight: ValueId,
+    /// (OC), or (G, OC) when trainable.
+    pub bias: Option<ValueId>,
+    /// The branch beside it.
+    pub lora: Option<Lora>,
+}
+
+/// The forward op.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// (rows, K)
+    pub inp: ValueId,
+    /// What the rows are.
+    pub rows: Rows,
+    /// The layers, side by side in `out`.
+    pub parts: Vec<Part>,
+    /// (rows, sum of OC); what goes into the GELU, if there is one.
+    pub out: ValueId,
+    /// (rows, sum of OC) `gelu(out)`.
+    pub act: Option<ValueId>,
+}
+
+/// A linear layer as a model builder names it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer {
+    /// (OC, K) or (G, OC, K).
+    pub weight: ValueId,
+    /// (OC) or (G, OC).
+    pub bias: Option<ValueId>,
+    /// A, B and scale of a low-rank branch.
+    pub lora: Option<(ValueId, ValueId, f32)>,
+}
+
+impl Linear {
+    /// Adds the op; returns its result, the activated one with `act`.
+    pub fn push(
+        g: &mut Graph,
+        name: &str,
+        (inp, rows): (ValueId, Rows),
+        layers: &[Layer],
+        act: bool,
+    ) -> ValueId {
+        let row_dim = g.get(inp).shape[0];
+        let mut parts = Vec::new();
+        let mut width = 0;
+        for (i, l) in layers.iter().enumerate() {
+            let shape = &g.get(l.weight).shape;
+            width += match shape[shape.len() - 2] {
+                Dim::N(n) => n,
+                other => unreachable!("output channels are fixed, not {other:?}"),
+            };
+            let lora = l.lora.map(|(lora_a, lora_b, scale)| {
+                let r = g.channels(lora_b);
+                let u = g.value(format!("{name}.lora{i}.u"), vec![row_dim, Dim::N(r)], Role::Temp);
+                Lora { lora_a, lora_b, scale, u }
+            });
+            parts.push(Part { weight: l.weight, bias: l.bias, lora });
+        }
+        let shape = vec![row_dim, Dim::N(width)];
+        let out = g.value(name, shape.clone(), Role::Temp);
+        let act = act.then(|| g.value(format!("{name}.gelu"), shape, Role::Temp));
+        g.nodes.push(Linear { inp, rows, parts, out, act }.into());
+        act.unwrap_or(out)
+    }
+}
+
+/// Where a part's columns lie.
+pub(crate) struct Columns {
+    pub start: usize,
+    pub len: usize,
+}
+
+/// Columns of each part in the output.
+pub(crate) fn columns(graph: &Graph, parts: &[Part]) -> Vec<Columns> {
+    let mut start = 0;
+    parts
+        .iter()
+        .map(|p| {
+            let shape = &graph.get(p.weight).shape;
+            let len = match shape[shape.len() - 2] {
+                Dim::N(n) => n,
+                _ => 0,
+            };
+            start += len;
+            Columns { start: start - len, len }
+        })
+        .collect()
+}
+
+impl Node for Linear {
+    fn reads(&self) -> Vec<ValueId> {
+        let mut ids = vec![self.inp];
+        for p in &self.parts {
+            ids.push(p.weight);
+            ids.extend(p.bias);
+            ids.extend(p.lora.iter().flat_map(|l| [l.lora_a, l.lora_b]));
+        }
+        ids
+    }
+
+    fn writes(&self) -> Vec<ValueId> {
+        let mut ids = vec![self.out];
+        ids.extend(self.act);
+        ids.extend(self.parts.iter().filter_map(|p| p.lora.map(|l| l.u)));
+        ids
+    }
+
+    fn grad(&self, bw: &mut Backward<'_>) {
+        let dout = match self.act {
+            Some(act) => {
+                let Some(dout) = bw.grad_of(act) else { return };
+                let dinp = bw.like(self.out);
+                bw.push(super::gelu::GeluGrad { inp: self.out, dout, dinp });
+                dinp
+            }
+            None => match bw.grad_of(self.out) {
+                Some(dout) => dout,
+                None => return,
+            },
+        };
+        let mut branches = Vec::new();
+        for (i, p) in self.parts.iter().enumerate() {
+            branches.push(p.lora.map(|lora| {
+                let v = bw.like(lora.u);
+                let grads = (bw.param_grad(lora.lora_a), bw.param_grad(lora.lora_b));
+                let (inp, rows, parts) = (self.inp, self.rows, self.parts.clone());
+                bw.push(LoraGrad { inp, rows, parts, part: i, lora, dout, v, grads });
+                v
+            }));
+            let (dweight, dbias) = (bw.param_grad(p.weight), p.bias.and_then(|b| bw.param_grad(b)));
+            if dweight.is_some() || dbias.is_some() {
+                let (inp, rows, parts) = (self.inp, self.rows, self.parts.clone());
+                bw.push(WeightGrad { inp, rows, parts, part: i, dout, dweight, dbias });
+            }
+        }
+        if bw.needs(self.inp) {
+            let resid = bw.grad_of(self.inp);
+            let dinp = bw.like(self.inp);
+            let (rows, parts) = (self.rows, self.parts.clone());
+            bw.push(InputGrad { dout, rows, parts, branches, resid, dinp });
+            bw.set(self.inp, dinp);
+        }
+    }
+
+    fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
+        let x = mem.get(self.inp);
+        let k = mem.channels(self.inp);
+        let rows = mem.batch.rows(self.rows);
+        let cols = columns(mem.graph, &self.parts);
+        let width = mem.channels(self.out);
+        let mut out = vec![F::zero(); rows * width];
+        for (p, at) in self.parts.iter().zip(&cols) {
+            let weight = mem.get(p.weight);
+            let bias = p.bias.map(|b| mem.get(b));
+            for t in 0..rows {
+                let g = mem.batch.member_of(self.rows, t);
+                let w = member_slice(&weight, mem.per_member(p.weight), g, at.len * k);
+                for o in 0..at.len {
+                    let mut sum = (0..k).map(|i| x[t * k + i] * w[o * k + i]).sum::<F>();
+                    if let (Some(b), Some(id)) = (&bias, p.bias) {
+                        sum += member_slice(b, mem.per_member(id), g, at.len)[o];
+                    }
+                    out[t * width + at.start + o] = sum;
+                }
+            }
+            if let Some(l) = &p.lora {
+                let (a, b) = (mem.get(l.lora_a), mem.get(l.lora_b));
+                let r = mem.channels(l.lora_b);
+                let mut u = vec![F::zero(); rows * r];
+                for t in 0..rows {
+                    let g = mem.batch.member_of(self.rows, t);
+                    let (a, b) = (&a[g * r * k..][..r * k], &b[g * at.len * r..][..at.len * r]);
+                    for i in 0..r {
+                        u[t * r + i] = (0..k).map(|j| x[t * k + j] * a[i * k + j]).sum();
+                    }
+                    for o in 0..at.len {
+                        let term = (0..r).map(|i| u[t * r + i] * b[o * r + i]).sum::<F>();
+                        out[t * width + at.start + o] += F::of(l.scale.into()) * term;
+                    }
+                }
+                mem.set(l.u, u);
+            }
+        }
+        if let Some(act) = self.act {
+            mem.set(act, out.iter().map(|x| real::gelu(*x).0).collect());
+        }
+        mem.set(self.out, out);
+    }
+
+    fn cpu(&self, mem: &mut CpuMem<'_>) {
+        let (k, width) = (mem.channels(self.inp), mem.channels(self.out));
+        let batch = mem.batch;
+        let cols = columns(mem.graph, &self.parts);
+        for (p, at) in self.parts.iter().zip(&cols) {
+            let branch = p.lora.map(|l| forward_branch(mem, self, &l, at.len));
+            let per_weight = mem.per_member(p.weight);
+            let per_bias = p.bias.is_some_and(|b| mem.per_member(b));
+            let u_id = p.lora.map(|l| l.u);
+            let reads = [Some(self.inp), Some(p.weight), p.bias, u_id];
+            let (r, mut w) = mem.bind(&reads, &[Some(self.out), self.act]);
+            let (inp, weight, bias, u) = (r[0], r[1], r[2], r[3]);
+            let [out, act] = &mut w[..] else { return };
+            for (rows, g) in row_groups(batch, self.rows, per_weight) {
+                if rows.is_empty() {
+                    continue;
+                }
+                let weight = member_slice(weight, per_weight, g, at.len * k);
+                let a = Mat::rows(&inp[rows.start * k..], k);
+                let segment = [Segment { a, b: Mat::rows(weight, k).t(), k }];
+                let first = rows.start * width + at.start;
+                let dest = Dest { data: &mut out[first..], ld: width };
+                let second = self.act.map(|_| Dest { data: &mut act[first..], ld: width });
+                let finish = |row: usize, col: usize, run: &mut [f32], act: &mut [f32]| {
+                    let row = rows.start + row;
+                    let g = if per_bias || branch.is_some() { batch.member_of(self.rows, row) } else { 0 };
+                    if !bias.is_empty() {
+                        let b = &member_slice(bias, per_bias, g, at.len)[col..][..run.len()];
+                        run.iter_mut().zip(b).for_each(|(x, b)| *x += b);
+                    }
+                    if let Some(b) = &branch {
+                        b.add(run, u, (row, col), g);
+                    }
+                    act.iter_mut().zip(&*run).for_each(|(y, x)| *y = gelu(*x));
+                };
+                gemm(dest, second, (rows.len(), at.len), &segment, Start::Zero, finish);
+            }
+        }
+    }
+}
+
+/// The rows that share a weight: all of them, or one member's.
+pub(crate) fn row_groups(
+    batch: &Batch,
+    rows: Rows,
+    per_member: bool,
+) -> Vec<(std::ops::Range<usize>, usize)> {
+    if per_member {
+        (0..batch.members.len()).map(|g| (batch.member_rows(rows, g), g)).collect()
+    } else {
+        vec![(0..batch.rows(rows), 0)]
+    }
+}
+
+/// Rows of a task over a low-rank branch.
+const CHUNK: usize = 32;
+
+/// What a branch adds to each row: `sum over r of coefficient[row, r] * table[g, r, :]`.
+pub(crate) struct Branch {
+    table: Vec<f32>,
+    rank: usize,
+    width: usize,
+    scale: f32,
+}
+
+impl Branch {
+    /// Adds the branch to a run of columns of a row.
+    #[inline(always)]
+    pub(crate) fn add(&self, run: &mut [f32], coeff: &[f32], (row, col): (usize, usize), g: usize) {
+        for (i, c) in coeff[row * self.rank..][..self.rank].iter().enumerate() {
+            let line = &self.table[(g * self.rank + i) * self.width + col..][..run.len()];
+            super::fast::axpy(run, c * self.scale, line);
+        }
+    }
+
+    /// A table (G, R, width) as it lies in memory.
+    pub(crate) fn direct(table: &[f32], rank: usize, width: usize) -> Branch {
+        Branch { table: table.to_vec(), rank, width, scale: 1.0 }
+    }
+
+    /// The transpose of (G, width, R).
+    pub(crate) fn transposed(table: &[f32], rank: usize, width: usize, scale: f32) -> Branch {
+        let mut out = vec![0f32; table.len()];
+        for (src, dst) in table.chunks(rank * width).zip(out.chunks_mut(rank * width)) {
+            for o in 0..width {
+                for i in 0..rank {
+                    dst[i * width + o] = src[o * rank + i];
+                }
+            }
+        }
+        Branch { table: out, rank, width, scale }
+    }
+
+    /// `out[row, r] = scale * dot(inp[row, from..from + width], table[g, r])` for all rows.
+    pub(crate) fn project(
+        &self,
+        out: &mut [f32],
+        (inp, ld, from): (&[f32], usize, usize),
+        batch: &Batch,
+        rows: Rows,
+    ) {
+        let chunks = batch.chunks(rows, CHUNK);
+        let out = split_rows(out, &chunks, self.rank);
+        chunks.par_iter().zip(out).for_each(|(k, out)| {
+            let table = &self.table[k.member * self.rank * self.width..];
+            vector(
+                #[inline(always)]
+                || {
+                    for (dst, t) in out.chunks_exact_mut(self.rank).zip(k.start..k.end) {
+                        let x = &inp[t * ld + from..][..self.width];
+                        for (d, line) in dst.iter_mut().zip(table.chunks_exact(self.width)) {
+                            *d = self.scale * dot(x, line);
+                        }
+                    }
+                },
+            );
+        });
+    }
+}
+
+/// Computes `u = inp A^T` and returns what the branch adds.
+fn forward_branch(mem: &mut CpuMem<'_>, op: &Linear, lora: &Lora, width: usize) -> Branch {
+    let k = mem.channels(op.inp);
+    let rank = mem.channels(lora.lora_b);
+    let batch = mem.batch;
+    let (r, mut w) =
+        mem.bind(&[Some(op.inp), Some(lora.lora_a), Some(lora.lora_b)], &[Some(lora.u)]);
+    Branch::direct(r[1], rank, k).project(w[0], (r[0], k, 0), batch, op.rows);
+    Branch::transposed(r[2], rank, width, lora.scale)
+}

@@ -1,0 +1,44 @@
+//! Arithmetic of the reference ops: f32 and f64 through one trait.
+
+use num_traits::{Float, NumAssign};
+
+/// f32 or f64.
+pub trait Real: Float + NumAssign + Send + Sync + std::fmt::Debug + std::iter::Sum + 'static {
+    /// The nearest number.
+    fn of(x: f64) -> Self;
+    /// As f64.
+    fn f64(self) -> f64;
+    /// The error function.
+    fn erf(self) -> Self;
+}
+
+impl Real for f32 {
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+    fn f64(self) -> f64 {
+        f64::from(self)
+    }
+    fn erf(self) -> f32 {
+        libm::erff(self)
+    }
+}
+
+impl Real for f64 {
+    fn of(x: f64) -> f64 {
+        x
+    }
+    fn f64(self) -> f64 {
+        self
+    }
+    fn erf(self) -> f64 {
+        libm::erf(self)
+    }
+}
+
+/// The exact GELU and its derivative.
+pub fn gelu<F: Real>(x: F) -> (F, F) {
+    let phi = F::of(0.5) * (F::one() + (x * F::of(std::f64::consts::FRAC_1_SQRT_2)).erf());
+    let density = (F::of(-0.5) * x * x).exp() * F::of(1.0 / std::f64::consts::TAU.sqrt());
+    (x * phi, phi + x * density)
+}
