@@ -7,6 +7,7 @@ pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;
+pub mod rng;
 pub mod tensor;
 pub mod text;
 pub mod weights;
