@@ -5,6 +5,7 @@
 //! i of every file of a split belongs to image i; what looks wrong but does not stop a run comes
 //! back as [`Warning`]s.
 
+pub mod batches;
 pub mod captions;
 mod jsonl;
 mod multi30k;
