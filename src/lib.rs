@@ -5,4 +5,12 @@
 
 pub mod error;
 pub mod tensor;
+pub mod weights;
+pub mod text;
+pub mod data;
+pub mod rng;
 pub mod ops;
+pub mod graph;
+pub mod exec;
+pub mod eval;
+pub mod demo;
