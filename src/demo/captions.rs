@@ -21,8 +21,14 @@ pub enum Language {
 
 impl Language {
     /// Every language, English first and the scarcest last.
-    pub const ALL: [Language; 6] =
-        [Language::En, Language::De, Language::Fr, Language::Es, Language::Tr, Language::Ko];
+    pub const ALL: [Language; 6] = [
+        Language::En,
+        Language::De,
+        Language::Fr,
+        Language::Es,
+        Language::Tr,
+        Language::Ko,
+    ];
 
     /// The two-letter code.
     pub fn code(self) -> &'static str {
@@ -38,7 +44,9 @@ impl Language {
 
     /// The language with that two-letter code.
     pub fn from_code(code: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|language| language.code() == code)
+        Self::ALL
+            .into_iter()
+            .find(|language| language.code() == code)
     }
 }
 
@@ -83,13 +91,26 @@ impl Plan {
         let pair = scene.pair.map(|object| mention(&object, rng));
         let third = scene.third.map(|object| mention(&object, rng));
         let background = (!rng.chance(0.1)).then_some(scene.background);
-        let straight = Self { pair, third, relation: scene.relation, background };
-        if rng.chance(0.5) { straight.swapped() } else { straight }
+        let straight = Self {
+            pair,
+            third,
+            relation: scene.relation,
+            background,
+        };
+        if rng.chance(0.5) {
+            straight.swapped()
+        } else {
+            straight
+        }
     }
 
     fn swapped(self) -> Self {
         let [first, second] = self.pair;
-        Self { pair: [second, first], relation: self.relation.inverse(), ..self }
+        Self {
+            pair: [second, first],
+            relation: self.relation.inverse(),
+            ..self
+        }
     }
 }
 
@@ -115,7 +136,12 @@ pub fn realise(plan: &Plan, language: Language, style: Style, rng: &mut Rng) -> 
         Style::Native => rng.pick(&words.patterns),
         Style::Translated => words.patterns[0],
     };
-    let mut grammar = Grammar { language, words, style, rng };
+    let mut grammar = Grammar {
+        language,
+        words,
+        style,
+        rng,
+    };
     let mut sentence = String::new();
     for part in parts(pattern, plan) {
         let mut rest = part;
@@ -154,7 +180,9 @@ fn split_around(text: &str, open: char, close: char) -> Option<(&str, &str, &str
 
 fn capitalise(sentence: &str) -> String {
     let mut chars = sentence.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(chars).collect()
+    })
 }
 
 /// The form that a pattern asks of a noun phrase.
@@ -209,9 +237,16 @@ impl Grammar<'_> {
         match name {
             "a" => self.noun_phrase(&plan.pair[0], form),
             "b" => self.noun_phrase(&plan.pair[1], form),
-            "c" => plan.third.map_or_else(String::new, |third| self.noun_phrase(&third, form)),
-            "rel" => self.choose(self.words.relations[plan.relation as usize], "").to_owned(),
-            _ => plan.background.map_or("", |bg| self.words.backgrounds[bg as usize]).to_owned(),
+            "c" => plan
+                .third
+                .map_or_else(String::new, |third| self.noun_phrase(&third, form)),
+            "rel" => self
+                .choose(self.words.relations[plan.relation as usize], "")
+                .to_owned(),
+            _ => plan
+                .background
+                .map_or("", |bg| self.words.backgrounds[bg as usize])
+                .to_owned(),
         }
     }
 
@@ -227,11 +262,19 @@ impl Grammar<'_> {
     fn noun_phrase(&mut self, mention: &Mention, form: Form) -> String {
         const NO_WORD: Adjective = Adjective::Fixed("");
         let words = self.words;
-        let no_noun = Noun { base: "", oblique: "", gender: Gender::M };
+        let no_noun = Noun {
+            base: "",
+            oblique: "",
+            gender: Gender::M,
+        };
         let choice = Choice {
             noun: self.choose(words.nouns[mention.shape as usize], no_noun),
-            size: mention.size.map(|s| (s, self.choose(words.sizes[s as usize], NO_WORD))),
-            colour: mention.colour.map(|c| self.choose(words.colours[c as usize], NO_WORD)),
+            size: mention
+                .size
+                .map(|s| (s, self.choose(words.sizes[s as usize], NO_WORD))),
+            colour: mention
+                .colour
+                .map(|c| self.choose(words.colours[c as usize], NO_WORD)),
             striped: mention.striped.then(|| self.choose(words.striped, NO_WORD)),
         };
         match self.language {
@@ -265,8 +308,11 @@ impl Grammar<'_> {
 /// "a small striped red circle"
 fn english(choice: &Choice) -> String {
     let size = choice.size.map(|(_, word)| word);
-    let mut phrase: Vec<&str> =
-        [size, choice.striped, choice.colour].into_iter().flatten().map(base).collect();
+    let mut phrase: Vec<&str> = [size, choice.striped, choice.colour]
+        .into_iter()
+        .flatten()
+        .map(base)
+        .collect();
     phrase.push(choice.noun.base);
     let vowel = phrase[0].starts_with(['a', 'e', 'i', 'o', 'u']);
     format!("{} {}", if vowel { "an" } else { "a" }, phrase.join(" "))
@@ -291,7 +337,14 @@ fn german(choice: &Choice, form: Form) -> String {
         });
     }
     let noun = choice.noun;
-    phrase.push(if form == Form::Dative { noun.oblique } else { noun.base }.to_owned());
+    phrase.push(
+        if form == Form::Dative {
+            noun.oblique
+        } else {
+            noun.base
+        }
+        .to_owned(),
+    );
     phrase.join(" ")
 }
 
@@ -310,20 +363,35 @@ fn french(choice: &Choice, form: Form) -> String {
 /// "küçük çizgili kırmızı bir daire"
 fn turkish(choice: &Choice, form: Form) -> String {
     let size = choice.size.map(|(_, word)| word);
-    let mut phrase: Vec<&str> =
-        [size, choice.striped, choice.colour].into_iter().flatten().map(base).collect();
+    let mut phrase: Vec<&str> = [size, choice.striped, choice.colour]
+        .into_iter()
+        .flatten()
+        .map(base)
+        .collect();
     phrase.push("bir");
-    phrase.push(if form == Form::Genitive { choice.noun.oblique } else { choice.noun.base });
+    phrase.push(if form == Form::Genitive {
+        choice.noun.oblique
+    } else {
+        choice.noun.base
+    });
     phrase.join(" ")
 }
 
 /// "작은 빨간 줄무늬 원이"; the particle depends on whether the last syllable is closed.
 fn korean(choice: &Choice, form: Form) -> String {
     let size = choice.size.map(|(_, word)| word);
-    let mut phrase: Vec<&str> =
-        [size, choice.colour, choice.striped].into_iter().flatten().map(base).collect();
+    let mut phrase: Vec<&str> = [size, choice.colour, choice.striped]
+        .into_iter()
+        .flatten()
+        .map(base)
+        .collect();
     phrase.push(choice.noun.base);
-    let closed = choice.noun.base.chars().last().is_some_and(ends_in_consonant);
+    let closed = choice
+        .noun
+        .base
+        .chars()
+        .last()
+        .is_some_and(ends_in_consonant);
     let particle = match (form, closed) {
         (Form::Genitive, _) => "의",
         (Form::Subject, true) => "이",
@@ -399,9 +467,16 @@ mod tests {
 
     #[test]
     fn leaves_out_what_is_not_planned() {
-        let bare = Plan { third: None, background: None, ..plan() };
+        let bare = Plan {
+            third: None,
+            background: None,
+            ..plan()
+        };
         let got = realise(&bare, Language::De, Style::Translated, &mut Rng::new(1));
-        assert_eq!(got, "Ein kleiner roter Kreis links von einem großen blauen Stern.");
+        assert_eq!(
+            got,
+            "Ein kleiner roter Kreis links von einem großen blauen Stern."
+        );
     }
 
     #[test]
@@ -427,7 +502,9 @@ mod tests {
         let scene = scenes(3, 1)[0];
         for language in Language::ALL {
             let mut rng = Rng::new(4);
-            let mut all: Vec<String> = (0..20).map(|_| caption(&scene, language, &mut rng)).collect();
+            let mut all: Vec<String> = (0..20)
+                .map(|_| caption(&scene, language, &mut rng))
+                .collect();
             all.sort();
             all.dedup();
             assert!(all.len() >= 10, "{language:?}: {}", all.len());

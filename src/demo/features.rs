@@ -41,10 +41,13 @@ impl FeatureMap {
             .collect();
         let (mean, scale) = mean_and_scale(&stats);
         let mut rng = Rng::stream(seed, 0x6d_61_70);
-        let mut weight: Vec<f32> =
-            (0..D * STATS).map(|i| rng.normal() * scale[i % STATS]).collect();
-        let projected: Vec<Vec<f32>> =
-            stats.par_iter().map(|s| project(&weight, &mean, s)).collect();
+        let mut weight: Vec<f32> = (0..D * STATS)
+            .map(|i| rng.normal() * scale[i % STATS])
+            .collect();
+        let projected: Vec<Vec<f32>> = stats
+            .par_iter()
+            .map(|s| project(&weight, &mean, s))
+            .collect();
         whiten(&mut weight, &covariance(&projected));
         Self { mean, weight }
     }
@@ -52,7 +55,12 @@ impl FeatureMap {
     /// The features of a picture, `(D)`, of unit length.
     pub fn features(&self, picture: &Picture) -> Vec<f32> {
         let mut features = project(&self.weight, &self.mean, &statistics(picture));
-        let norm = features.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        let norm = features
+            .iter()
+            .map(|x| x * x)
+            .sum::<f32>()
+            .sqrt()
+            .max(f32::MIN_POSITIVE);
         features.iter_mut().for_each(|x| *x /= norm);
         features
     }
@@ -81,7 +89,11 @@ fn statistics(picture: &Picture) -> Vec<f32> {
 fn pixel(picture: &Picture, x: usize, y: usize) -> Rgb {
     let at = 3 * (y * SIDE + x);
     let samples = &picture.pixels()[at..at + 3];
-    [f32::from(samples[0]), f32::from(samples[1]), f32::from(samples[2])]
+    [
+        f32::from(samples[0]),
+        f32::from(samples[1]),
+        f32::from(samples[2]),
+    ]
 }
 
 /// Shares one pixel among the colours of the palette, nearest first.
@@ -94,15 +106,24 @@ fn add_classes(classes: &mut [f32], rgb: Rgb, palette: &[Rgb]) {
         *share = near * near;
     }
     let total: f32 = shares.iter().sum();
-    classes.iter_mut().zip(shares).for_each(|(class, share)| *class += share / total);
+    classes
+        .iter_mut()
+        .zip(shares)
+        .for_each(|(class, share)| *class += share / total);
 }
 
 /// Adds the gradient of the channel that changes most to the two nearest angles.
 fn add_edge(angles: &mut [f32], picture: &Picture, x: usize, y: usize) {
     const THRESHOLD: f32 = 24.0;
     let edge = SIDE - 1;
-    let (left, right) = (pixel(picture, x.max(1) - 1, y), pixel(picture, (x + 1).min(edge), y));
-    let (up, down) = (pixel(picture, x, y.max(1) - 1), pixel(picture, x, (y + 1).min(edge)));
+    let (left, right) = (
+        pixel(picture, x.max(1) - 1, y),
+        pixel(picture, (x + 1).min(edge), y),
+    );
+    let (up, down) = (
+        pixel(picture, x, y.max(1) - 1),
+        pixel(picture, x, (y + 1).min(edge)),
+    );
     let mut strongest = (0.0, 0.0, 0.0);
     for channel in 0..3 {
         let (gx, gy) = (right[channel] - left[channel], down[channel] - up[channel]);
@@ -124,10 +145,16 @@ fn add_edge(angles: &mut [f32], picture: &Picture, x: usize, y: usize) {
 /// Mean and reciprocal deviation of each statistic; one that never varies gets 0.
 fn mean_and_scale(rows: &[Vec<f32>]) -> (Vec<f32>, Vec<f32>) {
     let n = rows.len() as f32;
-    let mean: Vec<f32> = (0..STATS).map(|j| rows.iter().map(|r| r[j]).sum::<f32>() / n).collect();
+    let mean: Vec<f32> = (0..STATS)
+        .map(|j| rows.iter().map(|r| r[j]).sum::<f32>() / n)
+        .collect();
     let scale = (0..STATS).map(|j| {
         let variance = rows.iter().map(|r| (r[j] - mean[j]).powi(2)).sum::<f32>() / n;
-        if variance > 1e-6 { variance.sqrt().recip() } else { 0.0 }
+        if variance > 1e-6 {
+            variance.sqrt().recip()
+        } else {
+            0.0
+        }
     });
     let scale = scale.collect();
     (mean, scale)
@@ -137,7 +164,8 @@ fn mean_and_scale(rows: &[Vec<f32>]) -> (Vec<f32>, Vec<f32>) {
 fn project(weight: &[f32], mean: &[f32], stats: &[f32]) -> Vec<f32> {
     let centred: Vec<f32> = stats.iter().zip(mean).map(|(s, m)| s - m).collect();
     let rows = weight.chunks_exact(STATS);
-    rows.map(|row| row.iter().zip(&centred).map(|(w, c)| w * c).sum()).collect()
+    rows.map(|row| row.iter().zip(&centred).map(|(w, c)| w * c).sum())
+        .collect()
 }
 
 /// Covariance of centred rows, `(D, D)`.
@@ -160,14 +188,19 @@ fn whiten(weight: &mut [f32], cov: &[f64]) {
         for j in 0..=i {
             let dot: f64 = (0..j).map(|k| low[i * D + k] * low[j * D + k]).sum();
             let rest = low[i * D + j] - dot;
-            low[i * D + j] =
-                if i == j { (rest + ridge).max(ridge).sqrt() } else { rest / low[j * D + j] };
+            low[i * D + j] = if i == j {
+                (rest + ridge).max(ridge).sqrt()
+            } else {
+                rest / low[j * D + j]
+            };
         }
         let (done, row) = weight.split_at_mut(i * STATS);
         let row = &mut row[..STATS];
         for (j, earlier) in done.chunks_exact(STATS).enumerate() {
             let factor = low[i * D + j] as f32;
-            row.iter_mut().zip(earlier).for_each(|(r, e)| *r -= factor * e);
+            row.iter_mut()
+                .zip(earlier)
+                .for_each(|(r, e)| *r -= factor * e);
         }
         row.iter_mut().for_each(|r| *r /= low[i * D + i] as f32);
     }
@@ -198,10 +231,20 @@ mod tests {
             2 * usize::from(!scene.relation.is_horizontal()) + usize::from(scene.third.is_some());
         let mut row = vec![0.0; 4 * 3 * OBJECT + 5];
         for (i, object) in scene.objects().enumerate() {
-            let Object { shape, colour, size, striped } = *object;
+            let Object {
+                shape,
+                colour,
+                size,
+                striped,
+            } = *object;
             let at = (layout * 3 + i) * OBJECT;
-            let hot =
-                [shape as usize, 8 + colour as usize, 17 + size as usize, 19 + striped as usize, 21];
+            let hot = [
+                shape as usize,
+                8 + colour as usize,
+                17 + size as usize,
+                19 + striped as usize,
+                21,
+            ];
             hot.iter().for_each(|h| row[at + h] = 1.0);
         }
         row[4 * 3 * OBJECT + scene.background as usize] = 1.0;
@@ -222,7 +265,10 @@ mod tests {
         let solve = |d: usize| {
             let mut residual = vec![0.0f32; width];
             for (row, target) in rows.iter().zip(targets) {
-                residual.iter_mut().zip(row).for_each(|(g, r)| *g += target[d] * r);
+                residual
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(g, r)| *g += target[d] * r);
             }
             let (mut w, mut step) = (vec![0.0f32; width], residual.clone());
             let mut norm = dot(&residual, &residual);
@@ -230,9 +276,14 @@ mod tests {
                 let image = apply(&step);
                 let alpha = norm / dot(&step, &image).max(1e-12);
                 w.iter_mut().zip(&step).for_each(|(w, s)| *w += alpha * s);
-                residual.iter_mut().zip(&image).for_each(|(r, i)| *r -= alpha * i);
+                residual
+                    .iter_mut()
+                    .zip(&image)
+                    .for_each(|(r, i)| *r -= alpha * i);
                 let next = dot(&residual, &residual);
-                step.iter_mut().zip(&residual).for_each(|(s, r)| *s = r + next / norm * *s);
+                step.iter_mut()
+                    .zip(&residual)
+                    .for_each(|(s, r)| *s = r + next / norm * *s);
                 norm = next.max(1e-20);
             }
             w
@@ -244,7 +295,9 @@ mod tests {
     fn different_pictures_are_far_apart() {
         let features = all_features(&scenes(1, 200));
         let pairs = (0..200).flat_map(|i| (0..i).map(move |j| (i, j)));
-        let cosines: Vec<f32> = pairs.map(|(i, j)| dot(&features[i], &features[j])).collect();
+        let cosines: Vec<f32> = pairs
+            .map(|(i, j)| dot(&features[i], &features[j]))
+            .collect();
         let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
         assert!(mean.abs() < 0.05, "{mean}");
         let spread = cosines.iter().map(|c| c * c).sum::<f32>() / cosines.len() as f32;
@@ -278,7 +331,11 @@ mod tests {
             let scores = gallery.iter().map(|g| dot(q, g)).enumerate();
             scores.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
         };
-        let hits = queries.iter().enumerate().filter(|(i, q)| best(q) == Some(*i)).count();
+        let hits = queries
+            .iter()
+            .enumerate()
+            .filter(|(i, q)| best(q) == Some(*i))
+            .count();
         hits as f32 / queries.len() as f32
     }
 }

@@ -77,19 +77,35 @@ pub fn lexicon(language: Language) -> &'static Lexicon {
 use Adjective::{Declined, Fixed, Gendered};
 
 const fn plain(base: &'static str) -> Noun {
-    Noun { base, oblique: base, gender: Gender::M }
+    Noun {
+        base,
+        oblique: base,
+        gender: Gender::M,
+    }
 }
 
 const fn fem(base: &'static str) -> Noun {
-    Noun { base, oblique: base, gender: Gender::F }
+    Noun {
+        base,
+        oblique: base,
+        gender: Gender::F,
+    }
 }
 
 const fn neut(base: &'static str) -> Noun {
-    Noun { base, oblique: base, gender: Gender::N }
+    Noun {
+        base,
+        oblique: base,
+        gender: Gender::N,
+    }
 }
 
 const fn with(base: &'static str, oblique: &'static str) -> Noun {
-    Noun { base, oblique, gender: Gender::M }
+    Noun {
+        base,
+        oblique,
+        gender: Gender::M,
+    }
 }
 
 static ENGLISH: Lexicon = Lexicon {
@@ -114,7 +130,10 @@ static ENGLISH: Lexicon = Lexicon {
         &[Fixed("pink")],
         &[Fixed("brown")],
     ],
-    sizes: [&[Fixed("small"), Fixed("little")], &[Fixed("large"), Fixed("big")]],
+    sizes: [
+        &[Fixed("small"), Fixed("little")],
+        &[Fixed("large"), Fixed("big")],
+    ],
     striped: &[Fixed("striped"), Fixed("stripy")],
     relations: [
         &["to the left of", "left of"],
@@ -137,7 +156,11 @@ static GERMAN: Lexicon = Lexicon {
         &[neut("Quadrat"), neut("Viereck")],
         &[neut("Dreieck")],
         &[plain("Stern")],
-        &[Noun { base: "Herz", oblique: "Herzen", gender: Gender::N }],
+        &[Noun {
+            base: "Herz",
+            oblique: "Herzen",
+            gender: Gender::N,
+        }],
         &[neut("Kreuz"), neut("Pluszeichen")],
         &[plain("Ring"), plain("Reif")],
         &[plain("Mond"), fem("Mondsichel")],
@@ -153,7 +176,10 @@ static GERMAN: Lexicon = Lexicon {
         &[Fixed("rosa"), Declined("rosafarben")],
         &[Declined("braun")],
     ],
-    sizes: [&[Declined("klein"), Declined("winzig")], &[Declined("groß")]],
+    sizes: [
+        &[Declined("klein"), Declined("winzig")],
+        &[Declined("groß")],
+    ],
     striped: &[Declined("gestreift")],
     relations: [
         &["links von"],
@@ -192,7 +218,10 @@ static FRENCH: Lexicon = Lexicon {
         &[Fixed("rose")],
         &[Fixed("marron"), Gendered("brun", "brune")],
     ],
-    sizes: [&[Gendered("petit", "petite")], &[Gendered("grand", "grande")]],
+    sizes: [
+        &[Gendered("petit", "petite")],
+        &[Gendered("grand", "grande")],
+    ],
     striped: &[Gendered("rayé", "rayée"), Fixed("à rayures")],
     relations: [
         &["à gauche"],
@@ -255,7 +284,10 @@ static TURKISH: Lexicon = Lexicon {
         &[with("üçgen", "üçgenin")],
         &[with("yıldız", "yıldızın")],
         &[with("kalp", "kalbin")],
-        &[with("haç", "haçın"), with("artı işareti", "artı işaretinin")],
+        &[
+            with("haç", "haçın"),
+            with("artı işareti", "artı işaretinin"),
+        ],
         &[with("halka", "halkanın"), with("çember", "çemberin")],
         &[with("ay", "ayın"), with("hilal", "hilalin")],
     ],
@@ -270,14 +302,22 @@ static TURKISH: Lexicon = Lexicon {
         &[Fixed("pembe")],
         &[Fixed("kahverengi")],
     ],
-    sizes: [&[Fixed("küçük"), Fixed("ufak")], &[Fixed("büyük"), Fixed("kocaman")]],
+    sizes: [
+        &[Fixed("küçük"), Fixed("ufak")],
+        &[Fixed("büyük"), Fixed("kocaman")],
+    ],
     striped: &[Fixed("çizgili")],
-    relations: [&["solunda"], &["sağında"], &["üstünde", "üzerinde"], &["altında"]],
+    relations: [
+        &["solunda"],
+        &["sağında"],
+        &["üstünde", "üzerinde"],
+        &["altında"],
+    ],
     backgrounds: ["beyaz", "siyah", "gri", "açık mavi", "bej"],
     patterns: [
         "[{bg} bir arka planda ]{b.gen} {rel} {a} var[, ayrıca {c} var].",
         "{a} {b.gen} {rel} duruyor[, ayrıca {c} görülüyor][; arka plan {bg}].",
-        "Resimde {b.gen} {rel} {a} görülüyor[; {c} de yer alıyor][; zemin {bg}].",
+        "Resimde {b.gen} {rel} {a} görülüyor[; yanlarında {c} yer alıyor][; zemin {bg}].",
         "[{bg} zeminde ]{b.gen} {rel} duran {a}[ ile {c}].",
     ],
 };
@@ -304,7 +344,10 @@ static KOREAN: Lexicon = Lexicon {
         &[Fixed("분홍색")],
         &[Fixed("갈색")],
     ],
-    sizes: [&[Fixed("작은"), Fixed("조그만")], &[Fixed("큰"), Fixed("커다란")]],
+    sizes: [
+        &[Fixed("작은"), Fixed("조그만")],
+        &[Fixed("큰"), Fixed("커다란")],
+    ],
     striped: &[Fixed("줄무늬")],
     relations: [&["왼쪽"], &["오른쪽"], &["위"], &["아래", "밑"]],
     backgrounds: ["흰색", "검은색", "회색", "하늘색", "베이지색"],

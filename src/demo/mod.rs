@@ -6,13 +6,13 @@
 //! ([`translate`]) stands in for machine translation. [`world::World`] puts these together and
 //! [`tokenizer`] gives the captions a sub-word vocabulary.
 
-//XX pub mod captions;
+pub mod captions;
 pub mod features;
-//XX pub mod lexicon;
+pub mod lexicon;
 pub mod png;
 pub mod render;
 pub mod rng;
 pub mod scene;
-//XX pub mod tokenizer;
-//XX pub mod translate;
-//XX pub mod world;
+pub mod tokenizer;
+pub mod translate;
+pub mod world;

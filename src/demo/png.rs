@@ -25,7 +25,11 @@ pub fn to_png(picture: &Picture) -> Result<Vec<u8>> {
     }
     let mut file = SIGNATURE.to_vec();
     chunk(&mut file, b"IHDR", &header);
-    chunk(&mut file, b"IDAT", &deflate(&rows).map_err(|e| Error::Run(format!("png: {e}")))?);
+    chunk(
+        &mut file,
+        b"IDAT",
+        &deflate(&rows).map_err(|e| Error::Run(format!("png: {e}")))?,
+    );
     chunk(&mut file, b"IEND", &[]);
     Ok(file)
 }
@@ -64,8 +68,14 @@ mod tests {
         assert_eq!(&file[idat + 4..idat + 8], b"IDAT");
         let mut rows = Vec::new();
         let body = &file[idat + 8..idat + 8 + length];
-        flate2::read::ZlibDecoder::new(body).read_to_end(&mut rows).unwrap();
-        let pixels: Vec<u8> = rows.chunks(1 + 3 * SIDE).flat_map(|row| &row[1..]).copied().collect();
+        flate2::read::ZlibDecoder::new(body)
+            .read_to_end(&mut rows)
+            .unwrap();
+        let pixels: Vec<u8> = rows
+            .chunks(1 + 3 * SIDE)
+            .flat_map(|row| &row[1..])
+            .copied()
+            .collect();
         assert_eq!(pixels, picture.pixels());
         // The checksum of an empty IEND is a constant of the standard.
         assert_eq!(&file[file.len() - 4..], [0xae, 0x42, 0x60, 0x82]);

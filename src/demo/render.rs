@@ -59,8 +59,19 @@ pub fn render(scene: &Scene, seed: u64) -> Picture {
         draw(&mut canvas, object, centre, ground, rng);
     }
     let light = 1.0 + 0.05 * rng.symmetric();
-    let sample = |value: f32| (value * light + 4.0 * rng.symmetric()).round().clamp(0.0, 255.0);
-    Picture { pixels: canvas.into_iter().flatten().map(sample).map(|v| v as u8).collect() }
+    let sample = |value: f32| {
+        (value * light + 4.0 * rng.symmetric())
+            .round()
+            .clamp(0.0, 255.0)
+    };
+    Picture {
+        pixels: canvas
+            .into_iter()
+            .flatten()
+            .map(sample)
+            .map(|v| v as u8)
+            .collect(),
+    }
 }
 
 /// Centres of the pair and of the third object.
@@ -96,7 +107,10 @@ fn draw(canvas: &mut [Rgb], object: &Object, centre: [f32; 2], ground: Rgb, rng:
     for y in reach(centre[1]) {
         for x in reach(centre[0]) {
             let (dx, dy) = (x as f32 + 0.5 - centre[0], y as f32 + 0.5 - centre[1]);
-            let point = [(cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius];
+            let point = [
+                (cos * dx + sin * dy) / radius,
+                (cos * dy - sin * dx) / radius,
+            ];
             let mut cover = (0.5 - radius * outline.distance(point)).clamp(0.0, 1.0);
             if object.striped {
                 // Diagonal stripes with a period of 5 pixels; the ground shows between them.
@@ -105,7 +119,11 @@ fn draw(canvas: &mut [Rgb], object: &Object, centre: [f32; 2], ground: Rgb, rng:
             }
             let pixel = &mut canvas[y * SIDE + x];
             for (channel, value) in pixel.iter_mut().enumerate() {
-                let under = if object.striped { ground[channel] } else { *value };
+                let under = if object.striped {
+                    ground[channel]
+                } else {
+                    *value
+                };
                 *value = under + cover * (paint[channel] - under);
             }
         }
@@ -133,7 +151,10 @@ impl Outline {
             Shape::Square => Outline::Polygon(corners(&[[0.85, 0.85]])),
             Shape::Cross => Outline::Polygon(corners(&[[0.95, 0.3], [0.3, 0.3], [0.3, 0.95]])),
             Shape::Triangle => Outline::Polygon(
-                (0..3).map(|i| polar(1.15, i as f32 / 3.0)).map(|[x, y]| [x, y + 0.2]).collect(),
+                (0..3)
+                    .map(|i| polar(1.15, i as f32 / 3.0))
+                    .map(|[x, y]| [x, y + 0.2])
+                    .collect(),
             ),
             Shape::Star => Outline::Polygon(
                 (0..10)
@@ -158,7 +179,9 @@ impl Outline {
 /// The corners of the lower right quarter, turned four times.
 fn corners(quarter: &[[f32; 2]]) -> Vec<[f32; 2]> {
     let turned = |&[x, y]: &[f32; 2]| [[x, y], [-y, x], [-x, -y], [y, -x]];
-    (0..4).flat_map(|turn| quarter.iter().map(move |corner| turned(corner)[turn])).collect()
+    (0..4)
+        .flat_map(|turn| quarter.iter().map(move |corner| turned(corner)[turn]))
+        .collect()
 }
 
 /// The usual heart curve at `turn` of its way round.
@@ -180,7 +203,11 @@ fn polygon_distance(corners: &[[f32; 2]], [x, y]: [f32; 2]) -> f32 {
         nearest = nearest.min(dx * dx + dy * dy);
         inside ^= (ay > y) != (by > y) && x < ax + ex * (y - ay) / ey;
     }
-    if inside { -nearest.sqrt() } else { nearest.sqrt() }
+    if inside {
+        -nearest.sqrt()
+    } else {
+        nearest.sqrt()
+    }
 }
 
 #[cfg(test)]
@@ -188,9 +215,17 @@ mod tests {
     use super::*;
 
     fn scene() -> Scene {
-        let object = |shape, colour| Object { shape, colour, size: Size::Large, striped: false };
+        let object = |shape, colour| Object {
+            shape,
+            colour,
+            size: Size::Large,
+            striped: false,
+        };
         Scene {
-            pair: [object(Shape::Circle, Colour::Red), object(Shape::Square, Colour::Blue)],
+            pair: [
+                object(Shape::Circle, Colour::Red),
+                object(Shape::Square, Colour::Blue),
+            ],
             third: None,
             relation: Relation::LeftOf,
             background: Background::White,
@@ -200,7 +235,10 @@ mod tests {
     fn nearly(picture: &Picture, [x, y]: [usize; 2], want: Rgb) -> bool {
         let at = 3 * (y * SIDE + x);
         let pixel = &picture.pixels()[at..at + 3];
-        pixel.iter().zip(want).all(|(&got, want)| (f32::from(got) - want).abs() < 20.0)
+        pixel
+            .iter()
+            .zip(want)
+            .all(|(&got, want)| (f32::from(got) - want).abs() < 20.0)
     }
 
     #[test]
@@ -209,7 +247,13 @@ mod tests {
         assert!(nearly(&picture, [16, 32], colour_rgb(Colour::Red)));
         assert!(nearly(&picture, [47, 32], colour_rgb(Colour::Blue)));
         assert!(nearly(&picture, [2, 2], background_rgb(Background::White)));
-        let above = render(&Scene { relation: Relation::Below, ..scene() }, 1);
+        let above = render(
+            &Scene {
+                relation: Relation::Below,
+                ..scene()
+            },
+            1,
+        );
         assert!(nearly(&above, [32, 16], colour_rgb(Colour::Blue)));
     }
 
@@ -224,7 +268,11 @@ mod tests {
         for shape in Shape::ALL {
             let outline = Outline::new(shape);
             let angles = (0..64).map(|i| (i as f32 / 64.0 * TAU).sin_cos());
-            assert!(angles.clone().all(|(s, c)| outline.distance([1.3 * c, 1.3 * s]) > 0.0));
+            assert!(
+                angles
+                    .clone()
+                    .all(|(s, c)| outline.distance([1.3 * c, 1.3 * s]) > 0.0)
+            );
             let inner = angles.filter(|(s, c)| outline.distance([0.7 * c, 0.7 * s]) < 0.0);
             assert!(inner.count() > 5, "{shape:?}");
         }

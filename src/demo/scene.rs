@@ -116,8 +116,12 @@ pub enum Relation {
 
 impl Relation {
     /// Every relation, in the order of its index.
-    pub const ALL: [Relation; 4] =
-        [Relation::LeftOf, Relation::RightOf, Relation::Above, Relation::Below];
+    pub const ALL: [Relation; 4] = [
+        Relation::LeftOf,
+        Relation::RightOf,
+        Relation::Above,
+        Relation::Below,
+    ];
 
     /// The relation of the second object to the first.
     pub fn inverse(self) -> Relation {
@@ -234,7 +238,11 @@ impl Scene {
 /// `n` scenes no two of which have the same content (there are over two million).
 pub fn scenes(seed: u64, n: usize) -> Vec<Scene> {
     let mut seen = HashSet::with_capacity(n);
-    (0..).map(|i| Scene::random(seed, i)).filter(|s| seen.insert(s.canonical())).take(n).collect()
+    (0..)
+        .map(|i| Scene::random(seed, i))
+        .filter(|s| seen.insert(s.canonical()))
+        .take(n)
+        .collect()
 }
 
 fn draw_unlike(rng: &mut Rng, others: &[Object]) -> Object {

@@ -33,7 +33,13 @@ pub fn noise(language: Language) -> Noise {
         Language::Tr => [0.12, 0.12, 0.10, 0.05, 0.06],
         Language::Ko => [0.16, 0.15, 0.15, 0.07, 0.08],
     };
-    Noise { confuse, forget, turn, drop, swap }
+    Noise {
+        confuse,
+        forget,
+        turn,
+        drop,
+        swap,
+    }
 }
 
 /// What a machine makes in `language` of an English caption of `scene`.
@@ -60,36 +66,68 @@ fn garble(plan: &Plan, noise: Noise, rng: &mut Rng) -> Plan {
     let pair = plan.pair.map(|mention| garble_mention(mention, noise, rng));
     let third = plan.third.filter(|_| !rng.chance(noise.forget));
     let third = third.map(|mention| garble_mention(mention, noise, rng));
-    let relation = if rng.chance(noise.turn) { plan.relation.inverse() } else { plan.relation };
+    let relation = if rng.chance(noise.turn) {
+        plan.relation.inverse()
+    } else {
+        plan.relation
+    };
     let background = plan.background.filter(|_| !rng.chance(noise.forget));
-    let background =
-        background.map(|bg| if rng.chance(noise.confuse) { any_background(rng) } else { bg });
-    Plan { pair, third, relation, background }
-}
-
-fn any_background(rng: &mut Rng) -> Background {
-    rng.pick(&Background::ALL)
+    let background = background.map(|bg| {
+        if rng.chance(noise.confuse) {
+            rng.pick(&Background::ALL)
+        } else {
+            bg
+        }
+    });
+    Plan {
+        pair,
+        third,
+        relation,
+        background,
+    }
 }
 
 fn garble_mention(mention: Mention, noise: Noise, rng: &mut Rng) -> Mention {
-    let Mention { shape, colour, size, striped } = mention;
+    let Mention {
+        shape,
+        colour,
+        size,
+        striped,
+    } = mention;
     let colour = colour.filter(|_| !rng.chance(noise.forget));
     Mention {
-        shape: if rng.chance(noise.confuse) { shape.confused_with() } else { shape },
-        colour: colour.map(|c| if rng.chance(noise.confuse) { c.confused_with() } else { c }),
+        shape: if rng.chance(noise.confuse) {
+            shape.confused_with()
+        } else {
+            shape
+        },
+        colour: colour.map(|c| {
+            if rng.chance(noise.confuse) {
+                c.confused_with()
+            } else {
+                c
+            }
+        }),
         size: size.filter(|_| !rng.chance(noise.forget)),
         striped: striped && !rng.chance(noise.forget),
     }
 }
 
 fn shuffle_words(text: &str, noise: Noise, rng: &mut Rng) -> String {
-    let mut words: Vec<&str> = text.split(' ').filter(|_| !rng.chance(noise.drop)).collect();
+    let mut words: Vec<&str> = text
+        .split(' ')
+        .filter(|_| !rng.chance(noise.drop))
+        .collect();
     for i in 1..words.len() {
         if rng.chance(noise.swap) {
             words.swap(i - 1, i);
         }
     }
-    if words.is_empty() { text.to_owned() } else { words.join(" ") }
+    if words.is_empty() {
+        text.to_owned()
+    } else {
+        words.join(" ")
+    }
 }
 
 #[cfg(test)]
@@ -112,7 +150,11 @@ mod tests {
     fn scarce_languages_are_translated_worse() {
         let [en, de, fr, es, tr, ko] = Language::ALL.map(faults);
         assert_eq!(en, 0.0);
-        assert!(de < fr && fr < es && es < tr && tr < ko, "{:?}", [de, fr, es, tr, ko]);
+        assert!(
+            de < fr && fr < es && es < tr && tr < ko,
+            "{:?}",
+            [de, fr, es, tr, ko]
+        );
         assert!(de < 0.4 && ko > 0.8, "{de} {ko}");
     }
 
