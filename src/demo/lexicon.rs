@@ -1,9 +1,9 @@
 //! Words and sentence patterns of the six languages.
 //!
 //! A pattern's `{a}` and `{b}` are the pair, `{c}` the third object, `{rel}` the relation and
-//! `{bg}` the background; what follows a dot is the form that the grammar in
-//! [`captions`](super::captions) gives the phrase. A part in square brackets is left out with its
-//! slot. The first word of each list and the first pattern are the ones that a translator uses.
+//! `{bg}` the background; what follows a dot is the form that the [grammar](super::grammar) gives
+//! the phrase. A part in square brackets is left out with its slot. The first word of each list and
+//! the first pattern are the ones that a translator uses.
 
 use super::captions::Language;
 
@@ -232,7 +232,7 @@ static FRENCH: Lexicon = Lexicon {
     backgrounds: ["blanc", "noir", "gris", "bleu clair", "beige"],
     patterns: [
         "{a} {rel} {b.de}[ avec {c}][ sur fond {bg}].",
-        "Il y a {a} {rel} {b.de}[ ainsi que {c}][ sur un fond {bg}].",
+        "Il y a {a} {rel} {b.de}[ ainsi qu'{c}][ sur un fond {bg}].",
         "{a} se trouve {rel} {b.de}[ ; on voit aussi {c}][ ; le fond est {bg}].",
         "[Sur fond {bg}, ]on voit {a} {rel} {b.de}[ et {c}].",
     ],

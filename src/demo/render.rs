@@ -53,10 +53,9 @@ pub fn background_rgb(background: Background) -> Rgb {
 /// Draws `scene`; `seed` decides the jitter and the grain.
 pub fn render(scene: &Scene, seed: u64) -> Picture {
     let rng = &mut Rng::stream(seed, 0x70_69_63);
-    let ground = background_rgb(scene.background);
-    let mut canvas = vec![ground; SIDE * SIDE];
+    let mut canvas = vec![background_rgb(scene.background); SIDE * SIDE];
     for (object, centre) in scene.objects().zip(places(scene)) {
-        draw(&mut canvas, object, centre, ground, rng);
+        draw(&mut canvas, object, centre, rng);
     }
     let light = 1.0 + 0.05 * rng.symmetric();
     let sample = |value: f32| {
@@ -90,7 +89,7 @@ fn places(scene: &Scene) -> [[f32; 2]; 3] {
     }
 }
 
-fn draw(canvas: &mut [Rgb], object: &Object, centre: [f32; 2], ground: Rgb, rng: &mut Rng) {
+fn draw(canvas: &mut [Rgb], object: &Object, centre: [f32; 2], rng: &mut Rng) {
     let radius = match object.size {
         Size::Small => 8.0,
         Size::Large => 14.0,
@@ -113,18 +112,13 @@ fn draw(canvas: &mut [Rgb], object: &Object, centre: [f32; 2], ground: Rgb, rng:
             ];
             let mut cover = (0.5 - radius * outline.distance(point)).clamp(0.0, 1.0);
             if object.striped {
-                // Diagonal stripes with a period of 5 pixels; the ground shows between them.
+                // Diagonal stripes with a period of 5 pixels; between them the paint is thin.
                 let wave = ((dx + dy) * TAU / (5.0 * std::f32::consts::SQRT_2)).sin();
-                cover *= 0.5 + (1.6 * wave).clamp(-0.5, 0.5);
+                cover *= 0.62 + (1.6 * wave).clamp(-0.38, 0.38);
             }
             let pixel = &mut canvas[y * SIDE + x];
-            for (channel, value) in pixel.iter_mut().enumerate() {
-                let under = if object.striped {
-                    ground[channel]
-                } else {
-                    *value
-                };
-                *value = under + cover * (paint[channel] - under);
+            for (value, paint) in pixel.iter_mut().zip(paint) {
+                *value += cover * (paint - *value);
             }
         }
     }

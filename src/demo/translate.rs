@@ -4,7 +4,8 @@
 //! their neighbours, loses some and now and then puts two in the wrong order. How often depends on
 //! the language: rarely in German, often in Korean.
 
-use super::captions::{Language, Mention, Plan, Style, realise};
+use super::captions::{Language, Mention, Plan, Style};
+use super::grammar::realise;
 use super::rng::Rng;
 use super::scene::{Background, Scene};
 

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::captions::{Language, Plan, Style, realise};
+use super::captions::{Language, Plan, Style};
 use super::features::FeatureMap;
+use super::grammar::realise;
 use super::render::{Picture, render};
 use super::rng::Rng;
 use super::scene::{Scene, scenes};
@@ -166,7 +167,7 @@ impl World {
                 i if i < n_train + n_val => Split::Val,
                 _ => Split::Test,
             };
-            item(&features, *scene, split, seed, (n_pool, i))
+            item(&features, *scene, split, seed, n_pool + i)
         });
         let items = items.collect();
         Self {
@@ -209,7 +210,8 @@ fn pool_item(features: &FeatureMap, scene: Scene, seed: u64, index: usize) -> Po
     let features = features.features(&render(&scene, rng.next_u64()));
     let plan = Plan::draw(&scene, rng);
     let native = Language::ALL.map(|language| realise(&plan, language, Style::Native, rng));
-    let mut translated = Language::ALL.map(|language| translate(&plan, language, language, rng));
+    let mut translated =
+        Language::ALL.map(|language| translate_plan(&plan, language, language, rng));
     translated[Language::En as usize].clone_from(&native[Language::En as usize]);
     PoolItem {
         scene,
@@ -219,15 +221,7 @@ fn pool_item(features: &FeatureMap, scene: Scene, seed: u64, index: usize) -> Po
     }
 }
 
-/// `place` is the size of the pool and the item's number after it.
-fn item(
-    features: &FeatureMap,
-    scene: Scene,
-    split: Split,
-    seed: u64,
-    place: (usize, usize),
-) -> Item {
-    let index = place.0 + place.1;
+fn item(features: &FeatureMap, scene: Scene, split: Split, seed: u64, index: usize) -> Item {
     let rng = &mut Rng::stream(seed ^ 0x6974_656d, index as u64);
     let picture_seed = rng.next_u64();
     // Each language describes the picture anew, as the annotators of Multi30K did.
@@ -235,9 +229,10 @@ fn item(
     let english = plans[Language::En as usize];
     let captions = Language::ALL
         .map(|language| realise(&plans[language as usize], language, Style::Native, rng));
-    let mut from_en = Language::ALL.map(|language| translate(&english, language, language, rng));
+    let mut from_en =
+        Language::ALL.map(|language| translate_plan(&english, language, language, rng));
     let mut to_en = Language::ALL
-        .map(|language| translate(&plans[language as usize], language, Language::En, rng));
+        .map(|language| translate_plan(&plans[language as usize], language, Language::En, rng));
     for same in [&mut from_en, &mut to_en] {
         same[Language::En as usize].clone_from(&captions[Language::En as usize]);
     }
@@ -251,10 +246,6 @@ fn item(
         from_en,
         to_en,
     }
-}
-
-fn translate(plan: &Plan, language: Language, into: Language, rng: &mut Rng) -> String {
-    translate_plan(plan, language, into, rng)
 }
 
 /// Writes one JSON object a line: image, captions, translations, split.
@@ -367,32 +358,5 @@ mod tests {
             write_jsonl(&missing, &world.items),
             Err(Error::Write { .. })
         ));
-    }
-
-    #[test]
-    #[ignore = "prints samples and timings for a reader"]
-    fn show() {
-        let start = std::time::Instant::now();
-        let config = WorldConfig {
-            seed: 1,
-            n_pool: 2000,
-            n_train: 500,
-            n_val: 200,
-            n_test: 500,
-        };
-        let world = World::new(&config);
-        eprintln!("{:?}", start.elapsed());
-        let folder = std::env::temp_dir().join("crosstune_demo");
-        std::fs::create_dir_all(&folder).unwrap();
-        for item in &world.items[..12] {
-            let png = super::super::png::to_png(&item.picture()).unwrap();
-            std::fs::write(folder.join(&item.image), png).unwrap();
-            eprintln!("\n{}", item.image);
-            for l in Language::ALL {
-                eprintln!("{}  {}", l.code(), item.caption(l));
-                eprintln!("    from: {}", item.translated_from_en(l));
-                eprintln!("    to:   {}", item.translated_to_en(l));
-            }
-        }
     }
 }
