@@ -1,1 +1,19 @@
-//! Being built.
+//! The small world of `crosstune demo`: pictures, captions in six languages and uneven machine
+//! translations, all made from a seed, so that the demo needs no download and no data folder.
+//!
+//! A [`scene::Scene`] is drawn, rendered ([`render`]) and mapped to a feature vector by a fixed map
+//! ([`features`]). A [`grammar`] over a [`lexicon`] describes it ([`captions`]), and the same
+//! grammar with mistakes ([`translate`]) stands in for machine translation. [`world::World`] puts
+//! these together and [`tokenizer`] gives the captions a sub-word vocabulary.
+
+pub mod captions;
+pub mod features;
+pub mod grammar;
+pub mod lexicon;
+pub mod png;
+pub mod render;
+pub mod rng;
+pub mod scene;
+pub mod tokenizer;
+pub mod translate;
+pub mod world;
