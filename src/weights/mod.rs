@@ -1,4 +1,9 @@
 //! Named tensors on disk: memory-mapped reading of safetensors and PyTorch files, safe writing, and
 //! what the tensors of a published text model say about it.
 
+pub mod checkpoint;
+pub mod pickle;
+mod pickle_machine;
+pub mod safetensors;
+pub mod write;
 pub mod zip;
