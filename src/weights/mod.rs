@@ -2,8 +2,10 @@
 //! what the tensors of a published text model say about it.
 
 pub mod checkpoint;
+pub mod config;
 pub mod pickle;
 mod pickle_machine;
 pub mod safetensors;
+pub mod text_model;
 pub mod write;
 pub mod zip;
