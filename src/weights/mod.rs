@@ -1,1 +1,12 @@
-//! Being built.
+//! Named tensors on disk: memory-mapped reading of safetensors and PyTorch files, safe writing, and
+//! what the tensors of a published text model say about it.
+
+pub mod checkpoint;
+pub mod config;
+pub mod hub;
+pub mod pickle;
+mod pickle_machine;
+pub mod safetensors;
+pub mod text_model;
+pub mod write;
+pub mod zip;
