@@ -12,5 +12,8 @@ pub mod rng;
 pub mod ops;
 pub mod graph;
 pub mod exec;
+pub mod model;
+pub mod adapter;
+pub mod train;
 pub mod eval;
 pub mod demo;

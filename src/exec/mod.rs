@@ -47,17 +47,17 @@ pub struct MemberStep {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     /// Learning rate of this step.
-    pub lr: f32,
+    pub lr: f64,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub eps: f32,
+    pub eps: f64,
     /// Added to the gradient, times the value (not decoupled).
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Largest norm of a member's gradient; infinite for none.
-    pub clip_norm: f32,
+    pub clip_norm: f64,
 }
 
 impl Default for Adam {
@@ -68,7 +68,7 @@ impl Default for Adam {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.0,
-            clip_norm: f32::INFINITY,
+            clip_norm: f64::INFINITY,
         }
     }
 }
@@ -81,7 +81,7 @@ impl Default for MemberStep {
 }
 
 /// One frozen weight: where it lies in the checkpoint, or a private copy.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum FrozenTensor {
     /// Read in the memory map.
     Mapped {
@@ -95,7 +95,7 @@ pub enum FrozenTensor {
 }
 
 /// The frozen weights of a model, by the name of their value.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Frozen {
     tensors: HashMap<String, FrozenTensor>,
 }

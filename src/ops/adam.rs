@@ -118,11 +118,11 @@ struct Factors {
 }
 
 fn factors(adam: &Adam, steps: u32, norm: f32, loss_scale: f32) -> Factors {
-    let correction = |beta: f32| 1.0 - f64::from(beta).powi(steps as i32);
-    let clip = (f64::from(adam.clip_norm) / (f64::from(norm) + 1e-6)).min(1.0);
+    let correction = |beta: f64| 1.0 - beta.powi(steps as i32);
+    let clip = (adam.clip_norm / (f64::from(norm) + 1e-6)).min(1.0);
     Factors {
         grad: clip / f64::from(loss_scale),
-        step: f64::from(adam.lr) / correction(adam.beta1),
+        step: adam.lr / correction(adam.beta1),
         root: correction(adam.beta2).sqrt(),
     }
 }
@@ -146,17 +146,17 @@ impl Node for AdamStep {
             let a = mem.steps[g].adam;
             let norm = norms[g].f64() as f32;
             let f = factors(&a, mem.state.adam_steps[g], norm, mem.steps[g].loss_scale);
-            let (b1, b2) = (F::of(a.beta1.into()), F::of(a.beta2.into()));
+            let (b1, b2) = (F::of(a.beta1), F::of(a.beta2));
             for (id, grad) in values.iter().zip(&grads) {
                 let (mut value, grad) = (mem.get(*id), mem.get(*grad));
                 let len = value.len() / members;
                 for i in g * len..(g + 1) * len {
-                    let d = grad[i] * F::of(f.grad) + F::of(a.weight_decay.into()) * value[i];
+                    let d = grad[i] * F::of(f.grad) + F::of(a.weight_decay) * value[i];
                     let m = &mut mem.state.m[id.idx()][i];
-                    *m = b1 * *m + (F::one() - b1) * d;
+                    *m = b1 * *m + (F::of(1.0 - a.beta1)) * d;
                     let v = &mut mem.state.v[id.idx()][i];
-                    *v = b2 * *v + (F::one() - b2) * d * d;
-                    let root = v.sqrt() / F::of(f.root) + F::of(a.eps.into());
+                    *v = b2 * *v + (F::of(1.0 - a.beta2)) * d * d;
+                    let root = v.sqrt() / F::of(f.root) + F::of(a.eps);
                     value[i] -= F::of(f.step) * *m / root;
                 }
                 mem.set(*id, value);
@@ -194,11 +194,12 @@ impl Node for AdamStep {
 fn update(x: &mut [f32], d: &[f32], m: &mut [f32], v: &mut [f32], a: &Adam, f: &Factors) {
     let (grad, step, root) = (f.grad as f32, f.step as f32, f.root as f32);
     // 1 - beta in f64, as PyTorch has it: in f32 it would be off by 1e-5 of itself.
-    let (c1, c2) = ((1.0 - f64::from(a.beta1)) as f32, (1.0 - f64::from(a.beta2)) as f32);
+    let (c1, c2) = ((1.0 - a.beta1) as f32, (1.0 - a.beta2) as f32);
+    let (beta2, eps, decay) = (a.beta2 as f32, a.eps as f32, a.weight_decay as f32);
     for (((x, d), m), v) in x.iter_mut().zip(d).zip(m).zip(v) {
-        let d = a.weight_decay.mul_add(*x, d * grad);
+        let d = decay.mul_add(*x, d * grad);
         *m = c1.mul_add(d - *m, *m);
-        *v = (c2 * d).mul_add(d, a.beta2 * *v);
-        *x -= step * *m / (v.sqrt() / root + a.eps);
+        *v = (c2 * d).mul_add(d, beta2 * *v);
+        *x -= step * *m / (v.sqrt() / root + eps);
     }
 }

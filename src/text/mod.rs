@@ -1,1 +1,3 @@
-//! Being built.
+//! Texts: tokens and packing.
+
+pub mod pack;

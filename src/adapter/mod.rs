@@ -1,0 +1,152 @@
+//! Adapters: which tensors are trained, and what is added to the frozen model.
+
+pub mod file;
+
+use crate::bad_input;
+use crate::error::Result;
+use crate::ops::philox::Stream;
+
+/// Low-rank branches beside linear layers.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LoraConfig {
+    /// R.
+    pub rank: usize,
+    /// The branch is multiplied by alpha / R.
+    pub alpha: f32,
+    /// Name endings of the linear layers that get one: `query`, `value`, `output.dense` ...
+    pub targets: Vec<String>,
+}
+
+impl LoraConfig {
+    /// alpha / R.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+}
+
+impl Default for LoraConfig {
+    /// OpenDelta's: rank 8, alpha 16, beside query and value.
+    fn default() -> LoraConfig {
+        LoraConfig { rank: 8, alpha: 16.0, targets: vec!["query".into(), "value".into()] }
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Adapter {
+    /// Low-rank branches, if any.
+    pub lora: Option<LoraConfig>,
+    /// Whether the layer norms of every block (`output.LayerNorm`) are trained; the embeddings' is
+    /// not.
+    pub layer_norms: bool,
+    /// Whether the linear head is trained.
+    pub head: bool,
+    /// Whether every tensor of the model is trained. Nothing else may be set then.
+    pub full: bool,
+}
+
+/// A linear layer that may get a branch.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// Full name: `transformer.encoder.layer.0.attention.self.query`.
+    pub module: &'a str,
+    /// Output channels.
+    pub oc: usize,
+    /// Input channels.
+    pub k: usize,
+}
+
+/// Endings of the linear layers of a block.
+pub const LINEAR_LAYERS: [&str; 6] = [
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+];
+
+/// Whether `name` is `suffix` or ends in `.suffix`: OpenDelta's rule for its module names.
+pub fn ends_with(name: &str, suffix: &str) -> bool {
+    name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+impl Adapter {
+    /// The original's: LoRA beside query and value, and the layer norms of every block.
+    pub fn lora(rank: usize) -> Adapter {
+        let lora = LoraConfig { rank, ..LoraConfig::default() };
+        Adapter { lora: Some(lora), layer_norms: true, ..Adapter::default() }
+    }
+
+    /// Every tensor of the model.
+    pub fn full() -> Adapter {
+        Adapter { full: true, ..Adapter::default() }
+    }
+
+    /// Whether a tensor of the checkpoint is trained.
+    pub fn trains(&self, name: &str) -> bool {
+        let is_norm = |name: &str| {
+            let module = name.rsplit_once('.').map_or(name, |(m, _)| m);
+            ends_with(module, "output.LayerNorm")
+        };
+        self.full
+            || (self.layer_norms && is_norm(name))
+            || (self.head && name.starts_with("LinearTransformation."))
+    }
+
+    /// The branch beside a linear layer, if there is one.
+    pub fn lora_at(&self, site: &Site<'_>) -> Option<&LoraConfig> {
+        let lora = self.lora.as_ref()?;
+        lora.targets.iter().any(|t| ends_with(site.module, t)).then_some(lora)
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// A rank of 0, an unknown target, nothing to train, a mixture with full training.
+    pub fn check(&self) -> Result<()> {
+        if let Some(lora) = &self.lora {
+            if lora.rank == 0 {
+                return Err(bad_input!("rank: found 0, expected at least 1"));
+            }
+            if !lora.alpha.is_finite() || lora.alpha == 0.0 {
+                return Err(bad_input!("alpha: found {}, expected a number not 0", lora.alpha));
+            }
+            for target in &lora.targets {
+                let known = |l: &&str| ends_with(l, target);
+                if !LINEAR_LAYERS.iter().any(|l| known(&l)) {
+                    let list = LINEAR_LAYERS.join(", ");
+                    return Err(bad_input!(
+                        "targets: no linear layer ends in `{target}`; there are {list}"
+                    ));
+                }
+            }
+            if lora.targets.is_empty() {
+                return Err(bad_input!("targets: expected at least one linear layer, found none"));
+            }
+        }
+        if self.full && (self.lora.is_some() || self.layer_norms || self.head) {
+            return Err(bad_input!("full training already trains every tensor; drop the others"));
+        }
+        let nothing = self.lora.is_none() && !self.layer_norms && !self.head && !self.full;
+        if nothing {
+            return Err(bad_input!("nothing to train: choose lora, layernorm, head or full"));
+        }
+        Ok(())
+    }
+}
+
+/// Initial values of a tensor that the checkpoint does not have: OpenDelta's. `lora_A` (R, K) is
+/// uniform in +-1/sqrt(K) (Kaiming with a = sqrt 5), `lora_B` zero. Named random numbers: the same
+/// for a member alone and in company.
+pub fn initial(name: &str, shape: &[usize], seed: u64) -> Option<Vec<f32>> {
+    let len = shape.iter().product();
+    if name.ends_with(".lora_A") {
+        let bound = 1.0 / (shape[1] as f32).sqrt();
+        Some(Stream::named(seed, name).uniform(len, bound))
+    } else if name.ends_with(".lora_B") {
+        Some(vec![0.0; len])
+    } else {
+        None
+    }
+}

@@ -1,0 +1,3 @@
+//! Models: plain functions that push nodes.
+
+pub mod text;

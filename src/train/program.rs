@@ -1,0 +1,196 @@
+//! The program of a step: the graph of tower, objective, backward and optimiser, and the memory it
+//! is bound to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::adapter::{Adapter, initial};
+use crate::bad_input;
+use crate::error::Result;
+use crate::exec::state::TrainState;
+use crate::exec::{Frozen, FrozenTensor, LossWeights};
+use crate::graph::backward::backward;
+use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::model::text::{DropoutRates, text_tower};
+use crate::ops::adam::{AdamStep, GradNorm, ZeroGrads};
+use crate::ops::contrastive::{Contrastive, Pair};
+use crate::ops::l2_norm::L2Norm;
+use crate::ops::mse::Mse;
+use crate::text::pack::Rows;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::config::TextConfig;
+use crate::weights::text_model::TextModelFiles;
+
+/// The terms of the objective, as the graph's outputs (G, 1), before their weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Losses {
+    /// itc(image, anchor).
+    pub image_anchor: ValueId,
+    /// mse(anchor, partner).
+    pub mse: ValueId,
+    /// itc(partner, anchor).
+    pub partner_anchor: ValueId,
+    /// itc(image, partner).
+    pub image_partner: ValueId,
+}
+
+/// The graph of a training step.
+pub struct TrainProgram {
+    /// Forward, backward and optimiser.
+    pub graph: Arc<Graph>,
+    /// (S, E) features of the step's texts.
+    pub features: ValueId,
+    /// The objective's terms.
+    pub losses: Losses,
+    /// (G, 1) norm of each member's gradient.
+    pub grad_norm: ValueId,
+    /// Gradient of each trainable value.
+    pub grads: HashMap<ValueId, ValueId>,
+    /// Nodes of the forward pass, objective included.
+    pub forward_nodes: usize,
+}
+
+/// The graph that turns texts into features.
+pub struct EncodeProgram {
+    /// The tower alone.
+    pub graph: Arc<Graph>,
+    /// (S, E) features, not normalised.
+    pub features: ValueId,
+}
+
+impl TrainProgram {
+    /// Tower, objective, backward and optimiser. Every strategy and text loss shares this graph:
+    /// they are data of a member.
+    pub fn new(c: &TextConfig, head: bool, adapter: &Adapter, rates: DropoutRates) -> TrainProgram {
+        let mut g = Graph::new();
+        g.nodes.push(ZeroGrads.into());
+        let features = text_tower(&mut g, c, head, adapter, rates);
+        g.get_mut(features).role = Role::Output;
+        let losses = objective(&mut g, features);
+        let forward_nodes = g.nodes.len();
+        let grads = backward(&mut g);
+        let grad_norm = GradNorm::push(&mut g, "grad_norm");
+        g.nodes.push(AdamStep { norm: grad_norm }.into());
+        g.check();
+        TrainProgram { graph: Arc::new(g), features, losses, grad_norm, grads, forward_nodes }
+    }
+}
+
+impl EncodeProgram {
+    /// The tower without dropout.
+    pub fn new(c: &TextConfig, head: bool, adapter: &Adapter) -> EncodeProgram {
+        let mut g = Graph::new();
+        let features = text_tower(&mut g, c, head, adapter, DropoutRates::NONE);
+        g.get_mut(features).role = Role::Output;
+        g.check();
+        EncodeProgram { graph: Arc::new(g), features }
+    }
+}
+
+fn objective(g: &mut Graph, features: ValueId) -> Losses {
+    let e = g.channels(features);
+    let images = g.value("images", vec![Dim::Items, Dim::N(e)], Role::Input);
+    let mse = Mse::push(g, "loss.mse", features);
+    let text = L2Norm::push(g, "features.unit", features, Rows::Seqs);
+    let image = L2Norm::push(g, "images.unit", images, Rows::Items);
+    let mut itc = |name: &str, pair| Contrastive::push(g, name, pair, image, text);
+    Losses {
+        image_anchor: itc("loss.image_anchor", Pair::ImageAnchor),
+        mse,
+        partner_anchor: itc("loss.partner_anchor", Pair::PartnerAnchor),
+        image_partner: itc("loss.image_partner", Pair::ImagePartner),
+    }
+}
+
+impl Losses {
+    /// (image-text part, text-text part before its ratio) of a member, and their weighted sum.
+    pub fn combine(weights: &LossWeights, terms: [f32; 4]) -> ([f32; 2], f32) {
+        let [image_anchor, mse, partner_anchor, image_partner] = terms;
+        let aux = [
+            (weights.mse, mse),
+            (weights.partner_anchor, partner_anchor),
+            (weights.image_partner, image_partner),
+        ];
+        let part = aux.iter().find(|(w, _)| *w != 0.0).map_or(0.0, |(_, l)| *l);
+        let sum = aux.iter().map(|(w, l)| if *w == 0.0 { 0.0 } else { w * l }).sum::<f32>();
+        ([image_anchor, part], weights.image_anchor * image_anchor + sum)
+    }
+}
+
+/// An opened text model that graphs can be bound to.
+pub struct TextModel {
+    /// Sizes and settings.
+    pub config: TextConfig,
+    /// Whether there is a linear head.
+    pub head: bool,
+    prefix: String,
+    weights: Arc<Checkpoint>,
+}
+
+impl TextModel {
+    /// Shares the mapped weights of an opened folder.
+    pub fn new(files: TextModelFiles) -> TextModel {
+        let TextModelFiles { config, weights, prefix, head, .. } = files;
+        TextModel { config, head, prefix, weights: Arc::new(weights) }
+    }
+
+    /// The checkpoint.
+    pub fn weights(&self) -> &Checkpoint {
+        &self.weights
+    }
+
+    /// The name in the checkpoint of a graph's value.
+    fn file_name(&self, name: &str) -> String {
+        match name.strip_prefix("transformer.") {
+            Some(rest) => format!("{}{rest}", self.prefix),
+            None => name.to_string(),
+        }
+    }
+
+    /// Binds the frozen weights of `graph`: f32 where they lie, others by one private copy whose
+    /// source pages are given back.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks one.
+    pub fn bind(&self, graph: &Graph) -> Result<Frozen> {
+        let mut frozen = Frozen::default();
+        for id in graph.with_role(Role::Frozen) {
+            let value = &graph.get(id).name;
+            let name = self.file_name(value);
+            let tensor = self.weights.tensor(&name)?;
+            if tensor.as_f32().is_some() {
+                let checkpoint = self.weights.clone();
+                frozen.insert(value, FrozenTensor::Mapped { checkpoint, name });
+            } else {
+                let copy = Arc::new(tensor.to_f32());
+                self.weights.page_advise_release(&name);
+                frozen.insert(value, FrozenTensor::Owned(copy));
+            }
+        }
+        Ok(frozen)
+    }
+
+    /// Trainable state of `graph` with initial values: the checkpoint's where it has the tensor, the
+    /// adapter's own otherwise, by each member's seed.
+    ///
+    /// # Errors
+    /// If a tensor has neither.
+    pub fn init(&self, graph: &Graph, seeds: &[u64]) -> Result<TrainState> {
+        let mut state = TrainState::new(graph, seeds.len());
+        for t in 0..state.tensors.len() {
+            let tensor = state.tensors[t].clone();
+            for (g, seed) in seeds.iter().enumerate() {
+                let values = match initial(&tensor.name, &tensor.shape, *seed) {
+                    Some(values) => values,
+                    None => self.weights.tensor(&self.file_name(&tensor.name))?.to_f32(),
+                };
+                if values.len() != tensor.len {
+                    let (found, want) = (values.len(), tensor.len);
+                    return Err(bad_input!("{}: {found} elements, expected {want}", tensor.name));
+                }
+                state.set_value(t, g, &values);
+            }
+        }
+        Ok(state)
+    }
+}

@@ -1,0 +1,430 @@
+//! PyTorch's numbers: forward, gradients and ten training steps of every golden case.
+//!
+//! The folder is `CROSSTUNE_GOLDENS`, by default `../shared/goldens/open`; where it is absent the
+//! tests say that they were skipped.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{goldens, max_diff};
+use crosstune::adapter::{Adapter, LoraConfig};
+use crosstune::eval::retrieval::retrieval;
+use crosstune::exec::cpu::CpuExecutor;
+use crosstune::exec::reference::RefExecutor;
+use crosstune::exec::state::TrainState;
+use crosstune::exec::{Adam, Executor, MemberStep};
+use crosstune::model::text::DropoutRates;
+use crosstune::rng::randperm;
+use crosstune::text::pack::{Batch, MemberTexts, Text};
+use crosstune::train::objective::{Strategy, TextLoss};
+use crosstune::train::program::{EncodeProgram, Losses, TextModel, TrainProgram};
+use crosstune::train::schedule::cosine;
+use crosstune::weights::checkpoint::Checkpoint;
+use crosstune::weights::config::TextConfig;
+use crosstune::weights::text_model::TextModelFiles;
+use serde_json::Value;
+
+/// Limits of goldens/README.md, and the worst error seen on goldens/open (f32 CPU, AVX2).
+const LIMITS: [(&str, f32, &str); 5] = [
+    ("losses", 1e-4, "1.5e-5"),
+    ("grad1", 5e-5, "1.2e-5"),
+    ("feat_init", 2e-5, "5e-6"),
+    ("feat_final", 1e-4, "1.5e-5"),
+    ("final", 5e-5, "2.5e-6"),
+];
+
+fn limit(what: &str) -> f32 {
+    LIMITS.iter().find(|l| l.0 == what).expect("a limit of that name").1
+}
+
+fn json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).expect("readable");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn ints(c: &Checkpoint, name: &str) -> (Vec<i32>, Vec<usize>) {
+    let t = c.tensor(name).expect("tensor");
+    let values = t.bytes.chunks(4).map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")));
+    (values.collect(), t.shape.to_vec())
+}
+
+fn floats(c: &Checkpoint, name: &str) -> Vec<f32> {
+    c.tensor(name).expect("tensor").to_f32()
+}
+
+/// Rows of ids without their padding.
+fn rows(c: &Checkpoint, name: &str) -> Vec<Vec<u32>> {
+    let (ids, shape) = ints(c, &format!("{name}.ids"));
+    let (mask, _) = ints(c, &format!("{name}.mask"));
+    let width = shape[1];
+    ids.chunks(width)
+        .zip(mask.chunks(width))
+        .map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(i, _)| *i as u32).collect())
+        .collect()
+}
+
+const TEXTS: [&str; 4] = ["tgt", "en", "from", "to"];
+
+struct GoldenBatch {
+    texts: [Vec<Vec<u32>>; 4],
+    image: Vec<f32>,
+}
+
+fn batches(folder: &Path) -> Vec<GoldenBatch> {
+    let c = Checkpoint::open(&folder.join("batches.safetensors")).expect("batches");
+    (0..)
+        .take_while(|k| c.get(&format!("b{k}.image")).is_some())
+        .map(|k| GoldenBatch {
+            texts: TEXTS.map(|t| rows(&c, &format!("b{k}.{t}"))),
+            image: floats(&c, &format!("b{k}.image")),
+        })
+        .collect()
+}
+
+fn texts(rows: &[Vec<u32>], role: u8) -> Vec<Text<'_>> {
+    rows.iter().enumerate().map(|(i, ids)| Text { ids, role, item: i as u32 }).collect()
+}
+
+fn open_model(folder: &Path) -> TextModel {
+    let sizes = folder.join("model.safetensors");
+    TextModel::new(open_files(folder, &sizes))
+}
+
+/// The golden folder has no tokenizer, so its model is copied beside an empty one.
+fn open_files(folder: &Path, _: &Path) -> TextModelFiles {
+    let dir = tempfile::tempdir().expect("temp dir");
+    for f in ["config.json", "model.safetensors"] {
+        std::fs::copy(folder.join(f), dir.path().join(f)).expect("copied");
+    }
+    std::fs::write(dir.path().join("tokenizer.json"), "{}").expect("written");
+    TextModelFiles::open(dir.path()).expect("a text model")
+}
+
+/// The adapter of a golden case, or what is not built yet.
+fn adapter(pet: &Value) -> Result<Adapter, String> {
+    let kind = pet["type"].as_str().expect("type");
+    let names = |key: &str| -> Vec<String> {
+        let list = pet[key].as_array().cloned().unwrap_or_default();
+        list.iter().filter_map(|v| v.as_str().map(String::from)).collect()
+    };
+    let head = names("also_unfreeze").iter().any(|n| n == "LinearTransformation");
+    match kind {
+        "lora" => {
+            let mut lora = LoraConfig { rank: pet["lora_r"].as_u64().expect("rank") as usize, ..LoraConfig::default() };
+            if let Some(alpha) = pet["lora_alpha"].as_f64() {
+                lora.alpha = alpha as f32;
+            }
+            let targets = names("modified_modules");
+            if !targets.is_empty() {
+                lora.targets = targets;
+            }
+            Ok(Adapter { lora: Some(lora), layer_norms: true, head, full: false })
+        }
+        "layernorm" => Ok(Adapter { layer_norms: true, head, ..Adapter::default() }),
+        "full" => Ok(Adapter::full()),
+        other => Err(format!("adapter type `{other}` is not built yet")),
+    }
+}
+
+fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
+    Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"))
+}
+
+fn set_initial(state: &mut TrainState, case: &Checkpoint) {
+    for t in 0..state.tensors.len() {
+        if let Some(init) = case.get(&format!("init.{}", state.tensors[t].name)) {
+            state.set_value(t, 0, &init.to_f32());
+        }
+    }
+}
+
+fn encode(model: &TextModel, adapter: &Adapter, state: &mut TrainState, batch: &GoldenBatch) -> Vec<Vec<f32>> {
+    let program = EncodeProgram::new(&model.config, model.head, adapter);
+    let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
+    let mut exec = CpuExecutor::new(program.graph.clone(), frozen, state, pool(2));
+    (0..4)
+        .map(|k| {
+            let member = MemberTexts { anchors: texts(&batch.texts[k], 0), partners: vec![] };
+            let packed = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
+            exec.run(state, &packed, &[MemberStep::default()]).expect("ran");
+            exec.output(program.features)
+        })
+        .collect()
+}
+
+struct Case<'a> {
+    entry: &'a Value,
+    file: Checkpoint,
+    adapter: Adapter,
+    strategy: Strategy,
+    text_loss: TextLoss,
+}
+
+impl<'a> Case<'a> {
+    fn open(folder: &Path, entry: &'a Value) -> Result<Case<'a>, String> {
+        let adapter = adapter(&entry["pet"])?;
+        let file = folder.join(entry["file"].as_str().expect("file"));
+        Ok(Case {
+            entry,
+            file: Checkpoint::open(&file).expect("case file"),
+            adapter,
+            strategy: entry["strategy"].as_str().expect("strategy").parse().expect("strategy"),
+            text_loss: entry["text_loss"].as_str().expect("loss").parse().expect("text loss"),
+        })
+    }
+
+    fn batch(&self, b: &GoldenBatch, offset: u32) -> Batch {
+        let side = |role: crosstune::data::Role| texts(&b.texts[role.index()], role.index() as u8);
+        let member = MemberTexts {
+            anchors: side(self.strategy.anchor()),
+            partners: self.strategy.partner().map_or(vec![], side),
+        };
+        Batch::pack(&[member], offset, b.image.clone())
+    }
+
+    fn step(&self, s: usize) -> MemberStep {
+        let h = &self.entry["hyper"];
+        let num = |key: &str| h[key].as_f64().expect("number");
+        let lr = cosine(num("lr"), s, num("num_warmup_steps") as usize, num("num_training_steps") as usize);
+        MemberStep {
+            seed: 1,
+            step: s as u32,
+            weights: self.strategy.weights(self.text_loss, num("text_loss_ratio") as f32, false),
+            loss_scale: 1.0,
+            adam: Adam {
+                lr,
+                beta1: h["betas"][0].as_f64().expect("beta"),
+                beta2: h["betas"][1].as_f64().expect("beta"),
+                eps: num("eps"),
+                weight_decay: num("weight_decay"),
+                ..Adam::default()
+            },
+        }
+    }
+}
+
+fn losses(exec: &dyn Executor, l: &Losses, step: &MemberStep) -> ([f32; 2], f32) {
+    let terms = [l.image_anchor, l.mse, l.partner_anchor, l.image_partner];
+    Losses::combine(&step.weights, terms.map(|id| exec.output(id)[0]))
+}
+
+/// Worst errors of a case, by the name of their limit.
+type Errors = BTreeMap<&'static str, f32>;
+
+fn note(errors: &mut Errors, what: &'static str, error: f32) {
+    let worst = errors.entry(what).or_default();
+    *worst = worst.max(error);
+}
+
+fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors {
+    let mut errors = Errors::new();
+    let program = TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
+    let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
+    let mut state = model.init(&program.graph, &[1]).expect("state");
+    set_initial(&mut state, &case.file);
+    let names: Vec<&str> =
+        case.entry["trainable_names"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
+    let idle: Vec<&str> = case.entry["trainable_without_gradient"]
+        .as_array()
+        .map(|a| a.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default();
+    let mut ours: Vec<&str> = state.tensors.iter().map(|t| t.name.as_str()).collect();
+    let mut theirs: Vec<&str> = names.into_iter().filter(|n| !idle.contains(n)).collect();
+    (ours.sort_unstable(), theirs.sort_unstable());
+    assert_eq!(ours, theirs, "trainable tensors");
+
+    for (k, got) in encode(model, &case.adapter, &mut state, &data[0]).iter().enumerate() {
+        let want = floats(&case.file, &format!("feat_init.{}", TEXTS[k]));
+        note(&mut errors, "feat_init", max_diff(got, &want));
+    }
+    let mut exec = CpuExecutor::new(program.graph.clone(), frozen, &state, pool(2));
+    let want_loss = floats(&case.file, "losses");
+    let want_parts = floats(&case.file, "loss_parts");
+    for s in 0..want_loss.len() {
+        let step = case.step(s);
+        let batch = case.batch(&data[s % data.len()], model.config.position_offset() as u32);
+        exec.run(&mut state, &batch, &[step]).expect("ran");
+        let (parts, loss) = losses(&exec, &program.losses, &step);
+        note(&mut errors, "losses", max_diff(&[loss], &want_loss[s..=s]));
+        note(&mut errors, "losses", max_diff(&parts, &want_parts[2 * s..2 * s + 2]));
+        if s == 0 {
+            gradients(case, &state, &mut errors);
+        }
+    }
+    let unstable = case.entry["noise"]["unstable_params"].as_object().expect("object");
+    for (t, tensor) in state.tensors.iter().enumerate() {
+        if !unstable.contains_key(&tensor.name) {
+            let want = floats(&case.file, &format!("final.{}", tensor.name));
+            note(&mut errors, "final", max_diff(state.value(t, 0), &want));
+        }
+    }
+    for (k, got) in encode(model, &case.adapter, &mut state, &data[0]).iter().enumerate() {
+        let want = floats(&case.file, &format!("feat_final.{}", TEXTS[k]));
+        note(&mut errors, "feat_final", max_diff(got, &want));
+    }
+    errors
+}
+
+/// Step-1 gradients, divided by the largest entry of their tensor; a tensor whose true gradient is
+/// zero is measured against the largest of all.
+fn gradients(case: &Case<'_>, state: &TrainState, errors: &mut Errors) {
+    let want: Vec<Vec<f32>> =
+        state.tensors.iter().map(|t| floats(&case.file, &format!("grad1.{}", t.name))).collect();
+    let largest = |x: &[f32]| x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let all = want.iter().map(|w| largest(w)).fold(0f32, f32::max);
+    for (t, want) in want.iter().enumerate() {
+        let got = &state.grads[state.range(t, 0)];
+        let scale = largest(want).max(1e-5 * all);
+        // A key bias shifts all scores of a query alike: what is stored is rounding noise.
+        if largest(want) > 1e-5 * all {
+            note(errors, "grad1", max_diff(got, want) / scale);
+        } else {
+            note(errors, "grad1", max_diff(got, want) / all);
+        }
+    }
+}
+
+#[test]
+fn ten_steps_of_every_case_agree_with_pytorch() {
+    let Some(folder) = goldens() else { return };
+    let manifest = json(&folder.join("manifest.json"));
+    let model = open_model(&folder);
+    let data = batches(&folder);
+    let mut failures = Vec::new();
+    let (mut passed, mut worst) = (0, Errors::new());
+    for entry in manifest["cases"].as_array().expect("cases") {
+        let name = entry["name"].as_str().expect("name");
+        let case = match Case::open(&folder, entry) {
+            Ok(case) => case,
+            Err(why) => {
+                println!("SKIPPED {name}: {why}");
+                continue;
+            }
+        };
+        let errors = run_case(&model, &case, &data);
+        println!("{name:56} {errors:?}");
+        for (what, error) in &errors {
+            note(&mut worst, what, *error);
+            if !(*error <= limit(what)) {
+                failures.push(format!("{name}: {what} is off by {error:.2e}, limit {:.0e}", limit(what)));
+            }
+        }
+        passed += 1;
+    }
+    println!("{passed} cases ran; worst {worst:?}");
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    assert!(passed > 0, "no case ran");
+}
+
+/// The reference agrees too, so it may prove the kernels.
+#[test]
+fn the_reference_agrees_with_pytorch() {
+    let Some(folder) = goldens() else { return };
+    let manifest = json(&folder.join("manifest.json"));
+    let model = open_model(&folder);
+    let data = batches(&folder);
+    for entry in manifest["cases"].as_array().expect("cases").iter() {
+        let Ok(case) = Case::open(&folder, entry) else { continue };
+        let program = TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
+        let frozen = model.bind(&program.graph).expect("bound");
+        let mut state = model.init(&program.graph, &[1]).expect("state");
+        set_initial(&mut state, &case.file);
+        let mut exec = RefExecutor::<f32>::new(program.graph.clone(), &frozen, &state);
+        let want = floats(&case.file, "losses");
+        for s in 0..3.min(want.len()) {
+            let step = case.step(s);
+            let batch = case.batch(&data[s % data.len()], model.config.position_offset() as u32);
+            exec.run(&mut state, &batch, &[step]).expect("ran");
+            let (_, loss) = losses(&exec, &program.losses, &step);
+            let error = max_diff(&[loss], &want[s..=s]);
+            assert!(error <= limit("losses"), "{}: step {s} off by {error}", entry["name"]);
+        }
+    }
+}
+
+/// Every hidden state of a plain forward pass.
+#[test]
+fn the_forward_pass_agrees_layer_by_layer() {
+    let Some(folder) = goldens() else { return };
+    let c = Checkpoint::open(&folder.join("forward.safetensors")).expect("forward");
+    let model = open_model(&folder);
+    let adapter = Adapter { layer_norms: true, ..Adapter::default() };
+    let program = EncodeProgram::new(&model.config, model.head, &adapter);
+    let mut state = model.init(&program.graph, &[1]).expect("state");
+    let frozen = model.bind(&program.graph).expect("bound");
+    let mut exec = RefExecutor::<f64>::new(program.graph.clone(), &frozen, &state);
+    let (ids, shape) = ints(&c, "ids");
+    let (mask, _) = ints(&c, "mask");
+    let (positions, _) = ints(&c, "position_ids");
+    let width = shape[1];
+    let kept: Vec<usize> = (0..ids.len()).filter(|i| mask[*i] == 1).collect();
+    let rows: Vec<Vec<u32>> = (0..shape[0])
+        .map(|r| kept.iter().filter(|i| *i / width == r).map(|i| ids[*i] as u32).collect())
+        .collect();
+    let member = MemberTexts { anchors: texts(&rows, 0), partners: vec![] };
+    let batch = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
+    let want: Vec<u32> = kept.iter().map(|i| positions[*i] as u32).collect();
+    assert_eq!(batch.positions, want, "position ids");
+    exec.step(&batch, &[MemberStep::default()]);
+    let hidden = model.config.hidden;
+    for layer in 0..=model.config.layers {
+        let name = match layer {
+            0 => "embeddings".to_string(),
+            l => format!("encoder.layer.{}.output.LayerNorm", l - 1),
+        };
+        let id = program.graph.find(&name).expect("a value of that name");
+        let got: Vec<f32> = exec.value(id).iter().map(|x| *x as f32).collect();
+        let all = floats(&c, &format!("hidden.{layer}"));
+        let want: Vec<f32> =
+            kept.iter().flat_map(|i| all[i * hidden..(i + 1) * hidden].to_vec()).collect();
+        assert!(max_diff(&got, &want) < 2e-5, "hidden.{layer}: {}", max_diff(&got, &want));
+    }
+    let got: Vec<f32> = exec.value(program.features).iter().map(|x| *x as f32).collect();
+    assert!(max_diff(&got, &floats(&c, "text_features")) < 2e-5);
+    state.adam_steps.clear();
+}
+
+#[test]
+fn schedules_splits_and_retrieval_agree() {
+    let Some(folder) = goldens() else { return };
+    let s = json(&folder.join("scalars.json"));
+    for curve in s["schedules"].as_array().expect("schedules") {
+        let num = |k: &str| curve[k].as_f64().expect("number");
+        for (i, want) in curve["lr_used_at_step_1_to_n"].as_array().expect("curve").iter().enumerate() {
+            let got = cosine(num("base_lr"), i, num("warmup") as usize, num("total") as usize);
+            assert!((got - want.as_f64().expect("lr")).abs() < 1e-12, "step {i}");
+        }
+    }
+    let list = |v: &Value| -> Vec<usize> {
+        v.as_array().expect("list").iter().map(|x| x.as_u64().expect("index") as usize).collect()
+    };
+    for p in s["randperm"].as_array().expect("randperm") {
+        let (n, seed) = (p["n"].as_u64().expect("n") as usize, p["seed"].as_u64().expect("seed") as u32);
+        assert_eq!(randperm(n, seed), list(&p["perm"]));
+    }
+    for key in s.as_object().expect("object").keys().filter(|k| k.starts_with("randperm_")) {
+        let p = &s[key];
+        let perm = randperm(p["n"].as_u64().expect("n") as usize, p["seed"].as_u64().expect("seed") as u32);
+        let (first, last) = (list(&p["first_100"]), list(&p["last_10"]));
+        assert_eq!(perm[..first.len()], first[..]);
+        assert_eq!(perm[perm.len() - last.len()..], last[..]);
+    }
+    let c = Checkpoint::open(&folder.join("retrieval.safetensors")).expect("retrieval");
+    let text = c.tensor("retrieval.text").expect("text");
+    let (n, dim) = (text.shape[0], text.shape[1]);
+    let r = retrieval(&text.to_f32(), &floats(&c, "retrieval.image"), n, dim).expect("recall");
+    let want = &s["retrieval"];
+    for (k, at) in [1, 5, 10].iter().enumerate() {
+        assert!((r.i2t[k] - want[format!("i2t_r{at}")].as_f64().expect("recall")).abs() < 1e-9);
+        assert!((r.t2i[k] - want[format!("t2i_r{at}")].as_f64().expect("recall")).abs() < 1e-9);
+    }
+    assert!((r.score() - want["score"].as_f64().expect("score")).abs() < 1e-9);
+}
+
+#[allow(dead_code)]
+fn config(model: &TextModel) -> &TextConfig {
+    &model.config
+}
