@@ -1,4 +1,11 @@
 //! Named tensors on disk: memory-mapped reading of safetensors and PyTorch files, safe writing, and
 //! what the tensors of a published text model say about it.
 
+pub mod checkpoint;
+pub mod pickle;
+mod pickle_machine;
+mod pickle_values;
+pub mod safetensors;
+pub mod view;
+pub mod write;
 pub mod zip;
