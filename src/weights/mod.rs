@@ -2,10 +2,13 @@
 //! what the tensors of a published text model say about it.
 
 pub mod checkpoint;
+pub mod config;
 pub mod pickle;
 mod pickle_machine;
 mod pickle_values;
+mod preset;
 pub mod safetensors;
+pub mod text_model;
 pub mod view;
 pub mod write;
 pub mod zip;
