@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod hub;
 pub mod pickle;
 mod pickle_machine;
 mod pickle_values;
