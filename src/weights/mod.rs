@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod hub;
 pub mod pickle;
 mod pickle_machine;
