@@ -1,1 +1,3 @@
-//! Being built.
+//! From captions to token ids.
+
+pub mod tokenizer;
