@@ -1,1 +1,3 @@
-//! Being built.
+//! Captions and image features as they are published or made beforehand.
+
+pub mod features;
