@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod convert;
 pub mod hub;
+pub mod inspect;
 pub mod pickle;
 mod pickle_machine;
 mod pickle_values;
