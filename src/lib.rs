@@ -3,17 +3,17 @@
 //!
 //! ARCHITECTURE.md is the map; the modules below stand in the order in which data moves.
 
-pub mod error;
-pub mod tensor;
-pub mod weights;
-pub mod text;
-pub mod data;
-pub mod rng;
-pub mod ops;
-pub mod graph;
-pub mod exec;
-pub mod model;
 pub mod adapter;
-pub mod train;
-pub mod eval;
+pub mod data;
 pub mod demo;
+pub mod error;
+pub mod eval;
+pub mod exec;
+pub mod graph;
+pub mod model;
+pub mod ops;
+pub mod rng;
+pub mod tensor;
+pub mod text;
+pub mod train;
+pub mod weights;

@@ -23,7 +23,6 @@ use crosstune::train::objective::{Strategy, TextLoss};
 use crosstune::train::program::{EncodeProgram, Losses, TextModel, TrainProgram};
 use crosstune::train::schedule::cosine;
 use crosstune::weights::checkpoint::Checkpoint;
-use crosstune::weights::config::TextConfig;
 use crosstune::weights::text_model::TextModelFiles;
 use serde_json::Value;
 
@@ -37,7 +36,11 @@ const LIMITS: [(&str, f32, &str); 5] = [
 ];
 
 fn limit(what: &str) -> f32 {
-    LIMITS.iter().find(|l| l.0 == what).expect("a limit of that name").1
+    LIMITS
+        .iter()
+        .find(|l| l.0 == what)
+        .expect("a limit of that name")
+        .1
 }
 
 fn json(path: &Path) -> Value {
@@ -47,7 +50,10 @@ fn json(path: &Path) -> Value {
 
 fn ints(c: &Checkpoint, name: &str) -> (Vec<i32>, Vec<usize>) {
     let t = c.tensor(name).expect("tensor");
-    let values = t.bytes.chunks(4).map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")));
+    let values = t
+        .bytes
+        .chunks(4)
+        .map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")));
     (values.collect(), t.shape.to_vec())
 }
 
@@ -62,7 +68,13 @@ fn rows(c: &Checkpoint, name: &str) -> Vec<Vec<u32>> {
     let width = shape[1];
     ids.chunks(width)
         .zip(mask.chunks(width))
-        .map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(i, _)| *i as u32).collect())
+        .map(|(ids, mask)| {
+            ids.iter()
+                .zip(mask)
+                .filter(|(_, m)| **m == 1)
+                .map(|(i, _)| *i as u32)
+                .collect()
+        })
         .collect()
 }
 
@@ -85,22 +97,25 @@ fn batches(folder: &Path) -> Vec<GoldenBatch> {
 }
 
 fn texts(rows: &[Vec<u32>], role: u8) -> Vec<Text<'_>> {
-    rows.iter().enumerate().map(|(i, ids)| Text { ids, role, item: i as u32 }).collect()
+    rows.iter()
+        .enumerate()
+        .map(|(i, ids)| Text {
+            ids,
+            role,
+            item: i as u32,
+        })
+        .collect()
 }
 
+/// The golden folder has no tokenizer, and needs none.
 fn open_model(folder: &Path) -> TextModel {
-    let sizes = folder.join("model.safetensors");
-    TextModel::new(open_files(folder, &sizes))
-}
-
-/// The golden folder has no tokenizer, so its model is copied beside an empty one.
-fn open_files(folder: &Path, _: &Path) -> TextModelFiles {
-    let dir = tempfile::tempdir().expect("temp dir");
-    for f in ["config.json", "model.safetensors"] {
-        std::fs::copy(folder.join(f), dir.path().join(f)).expect("copied");
-    }
-    std::fs::write(dir.path().join("tokenizer.json"), "{}").expect("written");
-    TextModelFiles::open(dir.path()).expect("a text model")
+    let file = |name: &str| folder.join(name);
+    let files = TextModelFiles::from_parts(
+        &file("config.json"),
+        &file("model.safetensors"),
+        &file("tokenizer.json"),
+    );
+    TextModel::new(files.expect("a text model"))
 }
 
 /// The adapter of a golden case, or what is not built yet.
@@ -108,12 +123,19 @@ fn adapter(pet: &Value) -> Result<Adapter, String> {
     let kind = pet["type"].as_str().expect("type");
     let names = |key: &str| -> Vec<String> {
         let list = pet[key].as_array().cloned().unwrap_or_default();
-        list.iter().filter_map(|v| v.as_str().map(String::from)).collect()
+        list.iter()
+            .filter_map(|v| v.as_str().map(String::from))
+            .collect()
     };
-    let head = names("also_unfreeze").iter().any(|n| n == "LinearTransformation");
+    let head = names("also_unfreeze")
+        .iter()
+        .any(|n| n == "LinearTransformation");
     match kind {
         "lora" => {
-            let mut lora = LoraConfig { rank: pet["lora_r"].as_u64().expect("rank") as usize, ..LoraConfig::default() };
+            let mut lora = LoraConfig {
+                rank: pet["lora_r"].as_u64().expect("rank") as usize,
+                ..LoraConfig::default()
+            };
             if let Some(alpha) = pet["lora_alpha"].as_f64() {
                 lora.alpha = alpha as f32;
             }
@@ -121,16 +143,30 @@ fn adapter(pet: &Value) -> Result<Adapter, String> {
             if !targets.is_empty() {
                 lora.targets = targets;
             }
-            Ok(Adapter { lora: Some(lora), layer_norms: true, head, full: false })
+            Ok(Adapter {
+                lora: Some(lora),
+                layer_norms: true,
+                head,
+                full: false,
+            })
         }
-        "layernorm" => Ok(Adapter { layer_norms: true, head, ..Adapter::default() }),
+        "layernorm" => Ok(Adapter {
+            layer_norms: true,
+            head,
+            ..Adapter::default()
+        }),
         "full" => Ok(Adapter::full()),
         other => Err(format!("adapter type `{other}` is not built yet")),
     }
 }
 
 fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
-    Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"))
+    Arc::new(
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("threads"),
+    )
 }
 
 fn set_initial(state: &mut TrainState, case: &Checkpoint) {
@@ -141,15 +177,24 @@ fn set_initial(state: &mut TrainState, case: &Checkpoint) {
     }
 }
 
-fn encode(model: &TextModel, adapter: &Adapter, state: &mut TrainState, batch: &GoldenBatch) -> Vec<Vec<f32>> {
+fn encode(
+    model: &TextModel,
+    adapter: &Adapter,
+    state: &mut TrainState,
+    batch: &GoldenBatch,
+) -> Vec<Vec<f32>> {
     let program = EncodeProgram::new(&model.config, model.head, adapter);
     let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
     let mut exec = CpuExecutor::new(program.graph.clone(), frozen, state, pool(2));
     (0..4)
         .map(|k| {
-            let member = MemberTexts { anchors: texts(&batch.texts[k], 0), partners: vec![] };
+            let member = MemberTexts {
+                anchors: texts(&batch.texts[k], 0),
+                partners: vec![],
+            };
             let packed = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
-            exec.run(state, &packed, &[MemberStep::default()]).expect("ran");
+            exec.run(state, &packed, &[MemberStep::default()])
+                .expect("ran");
             exec.output(program.features)
         })
         .collect()
@@ -171,8 +216,16 @@ impl<'a> Case<'a> {
             entry,
             file: Checkpoint::open(&file).expect("case file"),
             adapter,
-            strategy: entry["strategy"].as_str().expect("strategy").parse().expect("strategy"),
-            text_loss: entry["text_loss"].as_str().expect("loss").parse().expect("text loss"),
+            strategy: entry["strategy"]
+                .as_str()
+                .expect("strategy")
+                .parse()
+                .expect("strategy"),
+            text_loss: entry["text_loss"]
+                .as_str()
+                .expect("loss")
+                .parse()
+                .expect("text loss"),
         })
     }
 
@@ -188,11 +241,18 @@ impl<'a> Case<'a> {
     fn step(&self, s: usize) -> MemberStep {
         let h = &self.entry["hyper"];
         let num = |key: &str| h[key].as_f64().expect("number");
-        let lr = cosine(num("lr"), s, num("num_warmup_steps") as usize, num("num_training_steps") as usize);
+        let lr = cosine(
+            num("lr"),
+            s,
+            num("num_warmup_steps") as usize,
+            num("num_training_steps") as usize,
+        );
         MemberStep {
             seed: 1,
             step: s as u32,
-            weights: self.strategy.weights(self.text_loss, num("text_loss_ratio") as f32, false),
+            weights: self
+                .strategy
+                .weights(self.text_loss, num("text_loss_ratio") as f32, false),
             loss_scale: 1.0,
             adam: Adam {
                 lr,
@@ -225,8 +285,12 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
     let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
     let mut state = model.init(&program.graph, &[1]).expect("state");
     set_initial(&mut state, &case.file);
-    let names: Vec<&str> =
-        case.entry["trainable_names"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
+    let names: Vec<&str> = case.entry["trainable_names"]
+        .as_array()
+        .expect("names")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     let idle: Vec<&str> = case.entry["trainable_without_gradient"]
         .as_array()
         .map(|a| a.iter().filter_map(Value::as_str).collect())
@@ -236,7 +300,10 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
     (ours.sort_unstable(), theirs.sort_unstable());
     assert_eq!(ours, theirs, "trainable tensors");
 
-    for (k, got) in encode(model, &case.adapter, &mut state, &data[0]).iter().enumerate() {
+    for (k, got) in encode(model, &case.adapter, &mut state, &data[0])
+        .iter()
+        .enumerate()
+    {
         let want = floats(&case.file, &format!("feat_init.{}", TEXTS[k]));
         note(&mut errors, "feat_init", max_diff(got, &want));
     }
@@ -249,19 +316,28 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
         exec.run(&mut state, &batch, &[step]).expect("ran");
         let (parts, loss) = losses(&exec, &program.losses, &step);
         note(&mut errors, "losses", max_diff(&[loss], &want_loss[s..=s]));
-        note(&mut errors, "losses", max_diff(&parts, &want_parts[2 * s..2 * s + 2]));
+        note(
+            &mut errors,
+            "losses",
+            max_diff(&parts, &want_parts[2 * s..2 * s + 2]),
+        );
         if s == 0 {
             gradients(case, &state, &mut errors);
         }
     }
-    let unstable = case.entry["noise"]["unstable_params"].as_object().expect("object");
+    let unstable = case.entry["noise"]["unstable_params"]
+        .as_object()
+        .expect("object");
     for (t, tensor) in state.tensors.iter().enumerate() {
         if !unstable.contains_key(&tensor.name) {
             let want = floats(&case.file, &format!("final.{}", tensor.name));
             note(&mut errors, "final", max_diff(state.value(t, 0), &want));
         }
     }
-    for (k, got) in encode(model, &case.adapter, &mut state, &data[0]).iter().enumerate() {
+    for (k, got) in encode(model, &case.adapter, &mut state, &data[0])
+        .iter()
+        .enumerate()
+    {
         let want = floats(&case.file, &format!("feat_final.{}", TEXTS[k]));
         note(&mut errors, "feat_final", max_diff(got, &want));
     }
@@ -271,8 +347,11 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
 /// Step-1 gradients, divided by the largest entry of their tensor; a tensor whose true gradient is
 /// zero is measured against the largest of all.
 fn gradients(case: &Case<'_>, state: &TrainState, errors: &mut Errors) {
-    let want: Vec<Vec<f32>> =
-        state.tensors.iter().map(|t| floats(&case.file, &format!("grad1.{}", t.name))).collect();
+    let want: Vec<Vec<f32>> = state
+        .tensors
+        .iter()
+        .map(|t| floats(&case.file, &format!("grad1.{}", t.name)))
+        .collect();
     let largest = |x: &[f32]| x.iter().fold(0f32, |m, v| m.max(v.abs()));
     let all = want.iter().map(|w| largest(w)).fold(0f32, f32::max);
     for (t, want) in want.iter().enumerate() {
@@ -309,7 +388,10 @@ fn ten_steps_of_every_case_agree_with_pytorch() {
         for (what, error) in &errors {
             note(&mut worst, what, *error);
             if !(*error <= limit(what)) {
-                failures.push(format!("{name}: {what} is off by {error:.2e}, limit {:.0e}", limit(what)));
+                failures.push(format!(
+                    "{name}: {what} is off by {error:.2e}, limit {:.0e}",
+                    limit(what)
+                ));
             }
         }
         passed += 1;
@@ -327,8 +409,11 @@ fn the_reference_agrees_with_pytorch() {
     let model = open_model(&folder);
     let data = batches(&folder);
     for entry in manifest["cases"].as_array().expect("cases").iter() {
-        let Ok(case) = Case::open(&folder, entry) else { continue };
-        let program = TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
+        let Ok(case) = Case::open(&folder, entry) else {
+            continue;
+        };
+        let program =
+            TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
         let frozen = model.bind(&program.graph).expect("bound");
         let mut state = model.init(&program.graph, &[1]).expect("state");
         set_initial(&mut state, &case.file);
@@ -340,7 +425,11 @@ fn the_reference_agrees_with_pytorch() {
             exec.run(&mut state, &batch, &[step]).expect("ran");
             let (_, loss) = losses(&exec, &program.losses, &step);
             let error = max_diff(&[loss], &want[s..=s]);
-            assert!(error <= limit("losses"), "{}: step {s} off by {error}", entry["name"]);
+            assert!(
+                error <= limit("losses"),
+                "{}: step {s} off by {error}",
+                entry["name"]
+            );
         }
     }
 }
@@ -351,7 +440,10 @@ fn the_forward_pass_agrees_layer_by_layer() {
     let Some(folder) = goldens() else { return };
     let c = Checkpoint::open(&folder.join("forward.safetensors")).expect("forward");
     let model = open_model(&folder);
-    let adapter = Adapter { layer_norms: true, ..Adapter::default() };
+    let adapter = Adapter {
+        layer_norms: true,
+        ..Adapter::default()
+    };
     let program = EncodeProgram::new(&model.config, model.head, &adapter);
     let mut state = model.init(&program.graph, &[1]).expect("state");
     let frozen = model.bind(&program.graph).expect("bound");
@@ -362,9 +454,17 @@ fn the_forward_pass_agrees_layer_by_layer() {
     let width = shape[1];
     let kept: Vec<usize> = (0..ids.len()).filter(|i| mask[*i] == 1).collect();
     let rows: Vec<Vec<u32>> = (0..shape[0])
-        .map(|r| kept.iter().filter(|i| *i / width == r).map(|i| ids[*i] as u32).collect())
+        .map(|r| {
+            kept.iter()
+                .filter(|i| *i / width == r)
+                .map(|i| ids[*i] as u32)
+                .collect()
+        })
         .collect();
-    let member = MemberTexts { anchors: texts(&rows, 0), partners: vec![] };
+    let member = MemberTexts {
+        anchors: texts(&rows, 0),
+        partners: vec![],
+    };
     let batch = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
     let want: Vec<u32> = kept.iter().map(|i| positions[*i] as u32).collect();
     assert_eq!(batch.positions, want, "position ids");
@@ -378,11 +478,21 @@ fn the_forward_pass_agrees_layer_by_layer() {
         let id = program.graph.find(&name).expect("a value of that name");
         let got: Vec<f32> = exec.value(id).iter().map(|x| *x as f32).collect();
         let all = floats(&c, &format!("hidden.{layer}"));
-        let want: Vec<f32> =
-            kept.iter().flat_map(|i| all[i * hidden..(i + 1) * hidden].to_vec()).collect();
-        assert!(max_diff(&got, &want) < 2e-5, "hidden.{layer}: {}", max_diff(&got, &want));
+        let want: Vec<f32> = kept
+            .iter()
+            .flat_map(|i| all[i * hidden..(i + 1) * hidden].to_vec())
+            .collect();
+        assert!(
+            max_diff(&got, &want) < 2e-5,
+            "hidden.{layer}: {}",
+            max_diff(&got, &want)
+        );
     }
-    let got: Vec<f32> = exec.value(program.features).iter().map(|x| *x as f32).collect();
+    let got: Vec<f32> = exec
+        .value(program.features)
+        .iter()
+        .map(|x| *x as f32)
+        .collect();
     assert!(max_diff(&got, &floats(&c, "text_features")) < 2e-5);
     state.adam_steps.clear();
 }
@@ -393,21 +503,46 @@ fn schedules_splits_and_retrieval_agree() {
     let s = json(&folder.join("scalars.json"));
     for curve in s["schedules"].as_array().expect("schedules") {
         let num = |k: &str| curve[k].as_f64().expect("number");
-        for (i, want) in curve["lr_used_at_step_1_to_n"].as_array().expect("curve").iter().enumerate() {
-            let got = cosine(num("base_lr"), i, num("warmup") as usize, num("total") as usize);
+        for (i, want) in curve["lr_used_at_step_1_to_n"]
+            .as_array()
+            .expect("curve")
+            .iter()
+            .enumerate()
+        {
+            let got = cosine(
+                num("base_lr"),
+                i,
+                num("warmup") as usize,
+                num("total") as usize,
+            );
             assert!((got - want.as_f64().expect("lr")).abs() < 1e-12, "step {i}");
         }
     }
     let list = |v: &Value| -> Vec<usize> {
-        v.as_array().expect("list").iter().map(|x| x.as_u64().expect("index") as usize).collect()
+        v.as_array()
+            .expect("list")
+            .iter()
+            .map(|x| x.as_u64().expect("index") as usize)
+            .collect()
     };
     for p in s["randperm"].as_array().expect("randperm") {
-        let (n, seed) = (p["n"].as_u64().expect("n") as usize, p["seed"].as_u64().expect("seed") as u32);
+        let (n, seed) = (
+            p["n"].as_u64().expect("n") as usize,
+            p["seed"].as_u64().expect("seed") as u32,
+        );
         assert_eq!(randperm(n, seed), list(&p["perm"]));
     }
-    for key in s.as_object().expect("object").keys().filter(|k| k.starts_with("randperm_")) {
+    for key in s
+        .as_object()
+        .expect("object")
+        .keys()
+        .filter(|k| k.starts_with("randperm_"))
+    {
         let p = &s[key];
-        let perm = randperm(p["n"].as_u64().expect("n") as usize, p["seed"].as_u64().expect("seed") as u32);
+        let perm = randperm(
+            p["n"].as_u64().expect("n") as usize,
+            p["seed"].as_u64().expect("seed") as u32,
+        );
         let (first, last) = (list(&p["first_100"]), list(&p["last_10"]));
         assert_eq!(perm[..first.len()], first[..]);
         assert_eq!(perm[perm.len() - last.len()..], last[..]);
@@ -422,9 +557,4 @@ fn schedules_splits_and_retrieval_agree() {
         assert!((r.t2i[k] - want[format!("t2i_r{at}")].as_f64().expect("recall")).abs() < 1e-9);
     }
     assert!((r.score() - want["score"].as_f64().expect("score")).abs() < 1e-9);
-}
-
-#[allow(dead_code)]
-fn config(model: &TextModel) -> &TextConfig {
-    &model.config
 }

@@ -27,7 +27,11 @@ impl LoraConfig {
 impl Default for LoraConfig {
     /// OpenDelta's: rank 8, alpha 16, beside query and value.
     fn default() -> LoraConfig {
-        LoraConfig { rank: 8, alpha: 16.0, targets: vec!["query".into(), "value".into()] }
+        LoraConfig {
+            rank: 8,
+            alpha: 16.0,
+            targets: vec!["query".into(), "value".into()],
+        }
     }
 }
 
@@ -68,19 +72,30 @@ pub const LINEAR_LAYERS: [&str; 6] = [
 
 /// Whether `name` is `suffix` or ends in `.suffix`: OpenDelta's rule for its module names.
 pub fn ends_with(name: &str, suffix: &str) -> bool {
-    name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    name.strip_suffix(suffix)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 impl Adapter {
     /// The original's: LoRA beside query and value, and the layer norms of every block.
     pub fn lora(rank: usize) -> Adapter {
-        let lora = LoraConfig { rank, ..LoraConfig::default() };
-        Adapter { lora: Some(lora), layer_norms: true, ..Adapter::default() }
+        let lora = LoraConfig {
+            rank,
+            ..LoraConfig::default()
+        };
+        Adapter {
+            lora: Some(lora),
+            layer_norms: true,
+            ..Adapter::default()
+        }
     }
 
     /// Every tensor of the model.
     pub fn full() -> Adapter {
-        Adapter { full: true, ..Adapter::default() }
+        Adapter {
+            full: true,
+            ..Adapter::default()
+        }
     }
 
     /// Whether a tensor of the checkpoint is trained.
@@ -97,7 +112,10 @@ impl Adapter {
     /// The branch beside a linear layer, if there is one.
     pub fn lora_at(&self, site: &Site<'_>) -> Option<&LoraConfig> {
         let lora = self.lora.as_ref()?;
-        lora.targets.iter().any(|t| ends_with(site.module, t)).then_some(lora)
+        lora.targets
+            .iter()
+            .any(|t| ends_with(site.module, t))
+            .then_some(lora)
     }
 
     /// Checks the settings.
@@ -110,7 +128,10 @@ impl Adapter {
                 return Err(bad_input!("rank: found 0, expected at least 1"));
             }
             if !lora.alpha.is_finite() || lora.alpha == 0.0 {
-                return Err(bad_input!("alpha: found {}, expected a number not 0", lora.alpha));
+                return Err(bad_input!(
+                    "alpha: found {}, expected a number not 0",
+                    lora.alpha
+                ));
             }
             for target in &lora.targets {
                 let known = |l: &&str| ends_with(l, target);
@@ -122,15 +143,21 @@ impl Adapter {
                 }
             }
             if lora.targets.is_empty() {
-                return Err(bad_input!("targets: expected at least one linear layer, found none"));
+                return Err(bad_input!(
+                    "targets: expected at least one linear layer, found none"
+                ));
             }
         }
         if self.full && (self.lora.is_some() || self.layer_norms || self.head) {
-            return Err(bad_input!("full training already trains every tensor; drop the others"));
+            return Err(bad_input!(
+                "full training already trains every tensor; drop the others"
+            ));
         }
         let nothing = self.lora.is_none() && !self.layer_norms && !self.head && !self.full;
         if nothing {
-            return Err(bad_input!("nothing to train: choose lora, layernorm, head or full"));
+            return Err(bad_input!(
+                "nothing to train: choose lora, layernorm, head or full"
+            ));
         }
         Ok(())
     }

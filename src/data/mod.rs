@@ -7,6 +7,7 @@
 
 pub mod batches;
 pub mod captions;
+pub mod features;
 mod jsonl;
 mod multi30k;
 mod protocol;

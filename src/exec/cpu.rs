@@ -59,7 +59,10 @@ impl CpuMem<'_> {
                 let data = self.frozen.get(&self.graph.get(id).name).unwrap_or(&[]);
                 (data.as_ptr().cast_mut(), data.len())
             }
-            Home::Images => (self.batch.images.as_ptr().cast_mut(), self.batch.images.len()),
+            Home::Images => (
+                self.batch.images.as_ptr().cast_mut(),
+                self.batch.images.len(),
+            ),
             Home::Value(t) => {
                 let t = &self.state.tensors[t];
                 whole(&mut self.state.values[t.offset..t.offset + t.len * self.state.members])
@@ -86,7 +89,11 @@ impl CpuMem<'_> {
         for id in reads.iter().chain(writes) {
             all.push(id.map_or(empty, |id| self.raw(id)));
         }
-        for (w, id) in writes.iter().enumerate().filter_map(|(i, id)| Some((i, (*id)?))) {
+        for (w, id) in writes
+            .iter()
+            .enumerate()
+            .filter_map(|(i, id)| Some((i, (*id)?)))
+        {
             assert!(
                 matches!(self.homes[id.idx()], Home::Arena | Home::Grad(_)),
                 "{} may not be written",
@@ -96,7 +103,11 @@ impl CpuMem<'_> {
             let end = start.wrapping_add(len);
             for (i, &(other, n)) in all.iter().enumerate() {
                 let apart = other.wrapping_add(n) <= start || end <= other || n == 0 || len == 0;
-                assert!(i == reads.len() + w || apart, "{} overlaps", self.graph.get(id).name);
+                assert!(
+                    i == reads.len() + w || apart,
+                    "{} overlaps",
+                    self.graph.get(id).name
+                );
             }
         }
         let (r, w) = all.split_at(reads.len());
@@ -105,8 +116,12 @@ impl CpuMem<'_> {
         // overlaps anything else, which was checked above.
         unsafe {
             (
-                r.iter().map(|&(p, n)| std::slice::from_raw_parts(p, n)).collect(),
-                w.iter().map(|&(p, n)| std::slice::from_raw_parts_mut(p, n)).collect(),
+                r.iter()
+                    .map(|&(p, n)| std::slice::from_raw_parts(p, n))
+                    .collect(),
+                w.iter()
+                    .map(|&(p, n)| std::slice::from_raw_parts_mut(p, n))
+                    .collect(),
             )
         }
     }
@@ -146,7 +161,9 @@ impl CpuExecutor {
     ) -> CpuExecutor {
         frozen.check(&graph);
         let slot = |name: &str| {
-            state.find(name).unwrap_or_else(|| panic!("trainable value {name} has no state"))
+            state
+                .find(name)
+                .unwrap_or_else(|| panic!("trainable value {name} has no state"))
         };
         let homes = graph
             .values
@@ -159,7 +176,12 @@ impl CpuExecutor {
                 Role::Grad => Home::Grad(slot(v.name.trim_start_matches("d."))),
             })
             .collect();
-        let true_rows = Bucket { tokens: 0, seqs: 0, items: 0, members: 0 };
+        let true_rows = Bucket {
+            tokens: 0,
+            seqs: 0,
+            items: 0,
+            members: 0,
+        };
         CpuExecutor {
             graph,
             frozen,
@@ -209,7 +231,9 @@ impl Executor for CpuExecutor {
             items: batch.items(),
             members: batch.members.len(),
         };
-        let Some(plan) = &self.plan else { return Ok(()) };
+        let Some(plan) = &self.plan else {
+            return Ok(());
+        };
         let mut mem = CpuMem {
             graph: &self.graph,
             batch,
@@ -230,7 +254,11 @@ impl Executor for CpuExecutor {
 
     fn output(&self, id: ValueId) -> Vec<f32> {
         let len = self.graph.get(id).elements(&self.true_rows);
-        let offset = self.plan.as_ref().and_then(|p| p.span(id)).map_or(0, |s| s.offset);
+        let offset = self
+            .plan
+            .as_ref()
+            .and_then(|p| p.span(id))
+            .map_or(0, |s| s.offset);
         self.arena[offset..offset + len].to_vec()
     }
 }

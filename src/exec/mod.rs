@@ -75,8 +75,17 @@ impl Default for Adam {
 
 impl Default for MemberStep {
     fn default() -> MemberStep {
-        let weights = LossWeights { image_anchor: 1.0, ..LossWeights::default() };
-        MemberStep { seed: 0, step: 0, weights, loss_scale: 1.0, adam: Adam::default() }
+        let weights = LossWeights {
+            image_anchor: 1.0,
+            ..LossWeights::default()
+        };
+        MemberStep {
+            seed: 0,
+            step: 0,
+            weights,
+            loss_scale: 1.0,
+            adam: Adam::default(),
+        }
     }
 }
 
@@ -135,7 +144,10 @@ impl Frozen {
     pub fn check(&self, graph: &Graph) {
         for id in graph.with_role(Role::Frozen) {
             let name = &graph.get(id).name;
-            assert!(self.get(name).is_some(), "frozen value {name} is not bound to memory");
+            assert!(
+                self.get(name).is_some(),
+                "frozen value {name} is not bound to memory"
+            );
         }
     }
 }

@@ -88,8 +88,16 @@ impl<F: Real> RefExecutor<F> {
             }
         }
         let zeros: Vec<Vec<F>> = values.iter().map(|v| vec![F::of(0.0); v.len()]).collect();
-        let state = RefState { m: zeros.clone(), v: zeros, adam_steps: vec![0; state.members] };
-        RefExecutor { graph, values, state }
+        let state = RefState {
+            m: zeros.clone(),
+            v: zeros,
+            adam_steps: vec![0; state.members],
+        };
+        RefExecutor {
+            graph,
+            values,
+            state,
+        }
     }
 
     /// Any value after a run.

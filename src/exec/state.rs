@@ -40,15 +40,29 @@ pub struct TrainState {
 impl TrainState {
     /// Zeroed state for the trainable values of `graph`; without a trainable value, an empty one.
     pub fn new(graph: &Graph, members: usize) -> TrainState {
-        let bucket = Bucket { tokens: 0, seqs: 0, items: 0, members };
-        let mut s = TrainState { members, adam_steps: vec![0; members], ..TrainState::default() };
+        let bucket = Bucket {
+            tokens: 0,
+            seqs: 0,
+            items: 0,
+            members,
+        };
+        let mut s = TrainState {
+            members,
+            adam_steps: vec![0; members],
+            ..TrainState::default()
+        };
         let mut offset = 0;
         for id in graph.with_role(Role::Trainable) {
             let value = graph.get(id);
             let shape: Vec<usize> = value.shape[1..].iter().map(|d| d.size(&bucket)).collect();
             let len = shape.iter().product();
             s.index.insert(value.name.clone(), s.tensors.len());
-            s.tensors.push(TrainTensor { name: value.name.clone(), shape, len, offset });
+            s.tensors.push(TrainTensor {
+                name: value.name.clone(),
+                shape,
+                len,
+                offset,
+            });
             offset += len * members;
         }
         for buffer in [&mut s.values, &mut s.grads, &mut s.m, &mut s.v] {
@@ -90,7 +104,13 @@ impl TrainState {
 
     /// The first tensor of a member whose gradient is not finite.
     pub fn first_bad_gradient(&self, member: usize) -> Option<&str> {
-        let bad = |i: &usize| self.grads[self.range(*i, member)].iter().any(|g| !g.is_finite());
-        (0..self.tensors.len()).find(bad).map(|i| self.tensors[i].name.as_str())
+        let bad = |i: &usize| {
+            self.grads[self.range(*i, member)]
+                .iter()
+                .any(|g| !g.is_finite())
+        };
+        (0..self.tensors.len())
+            .find(bad)
+            .map(|i| self.tensors[i].name.as_str())
     }
 }

@@ -22,7 +22,11 @@ pub struct Backward<'g> {
 ///
 /// Returns the gradient of each trainable value.
 pub fn backward(graph: &mut Graph) -> HashMap<ValueId, ValueId> {
-    let mut needs: Vec<bool> = graph.values.iter().map(|v| v.role == Role::Trainable).collect();
+    let mut needs: Vec<bool> = graph
+        .values
+        .iter()
+        .map(|v| v.role == Role::Trainable)
+        .collect();
     for node in &graph.nodes {
         if node.reads().iter().any(|r| needs[r.idx()]) {
             for w in node.writes() {
@@ -38,7 +42,11 @@ pub fn backward(graph: &mut Graph) -> HashMap<ValueId, ValueId> {
         grads.insert(id, graph.value(name, shape, Role::Grad));
     }
     let forward = graph.nodes.clone();
-    let mut bw = Backward { graph, needs, grads };
+    let mut bw = Backward {
+        graph,
+        needs,
+        grads,
+    };
     for node in forward.iter().rev() {
         let differentiable = node.reads().iter().any(|&r| bw.needs(r));
         let reached = node.is_loss() || node.writes().iter().any(|w| bw.grads.contains_key(w));
@@ -46,7 +54,9 @@ pub fn backward(graph: &mut Graph) -> HashMap<ValueId, ValueId> {
             node.grad(&mut bw);
         }
     }
-    let Backward { graph, mut grads, .. } = bw;
+    let Backward {
+        graph, mut grads, ..
+    } = bw;
     grads.retain(|id, _| graph.get(*id).role == Role::Trainable);
     grads
 }
@@ -93,7 +103,11 @@ impl Backward<'_> {
             return;
         };
         let out = self.like(id);
-        self.push(Add { a: former, b: grad, out });
+        self.push(Add {
+            a: former,
+            b: grad,
+            out,
+        });
         self.set(id, out);
     }
 }

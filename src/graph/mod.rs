@@ -115,7 +115,11 @@ impl Graph {
 
     /// Adds a value that no node has written yet.
     pub fn value(&mut self, name: impl Into<String>, shape: Vec<Dim>, role: Role) -> ValueId {
-        self.values.push(Value { name: name.into(), shape, role });
+        self.values.push(Value {
+            name: name.into(),
+            shape,
+            role,
+        });
         ValueId(self.values.len() as u32 - 1)
     }
 
@@ -137,13 +141,19 @@ impl Graph {
     pub fn channels(&self, id: ValueId) -> usize {
         match self.get(id).shape.last() {
             Some(Dim::N(n)) => *n,
-            other => panic!("{}: the last extent is {other:?}, not fixed", self.get(id).name),
+            other => panic!(
+                "{}: the last extent is {other:?}, not fixed",
+                self.get(id).name
+            ),
         }
     }
 
     /// The first value of that name.
     pub fn find(&self, name: &str) -> Option<ValueId> {
-        self.values.iter().position(|v| v.name == name).map(|i| ValueId(i as u32))
+        self.values
+            .iter()
+            .position(|v| v.name == name)
+            .map(|i| ValueId(i as u32))
     }
 
     /// Ids of all values with a role, in order.
@@ -160,15 +170,29 @@ impl Graph {
         let mut written: Vec<bool> = self
             .values
             .iter()
-            .map(|v| matches!(v.role, Role::Input | Role::Frozen | Role::Trainable | Role::Grad))
+            .map(|v| {
+                matches!(
+                    v.role,
+                    Role::Input | Role::Frozen | Role::Trainable | Role::Grad
+                )
+            })
             .collect();
         for (i, node) in self.nodes.iter().enumerate() {
             for r in node.reads() {
-                assert!(written[r.idx()], "node {i} {} reads {}", node.name(), self.get(r).name);
+                assert!(
+                    written[r.idx()],
+                    "node {i} {} reads {}",
+                    node.name(),
+                    self.get(r).name
+                );
             }
             for w in node.writes() {
                 let name = &self.get(w).name;
-                assert!(!written[w.idx()], "node {i} {} writes {name} again", node.name());
+                assert!(
+                    !written[w.idx()],
+                    "node {i} {} writes {name} again",
+                    node.name()
+                );
                 written[w.idx()] = true;
             }
         }

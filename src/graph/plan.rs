@@ -48,8 +48,9 @@ impl Plan {
     /// op allows it.
     pub fn new(graph: &Graph, bucket: Bucket, reuse: Reuse) -> Plan {
         let (mut spans, homes) = lifetimes(graph, &bucket, reuse);
-        let mut order: Vec<usize> =
-            (0..spans.len()).filter(|&i| spans[i].is_some() && homes[i] == i).collect();
+        let mut order: Vec<usize> = (0..spans.len())
+            .filter(|&i| spans[i].is_some() && homes[i] == i)
+            .collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(spans[i].map_or(0, |s| s.len)), i));
         let mut placed: Vec<Span> = Vec::new();
         let mut arena_len = 0;
@@ -70,7 +71,12 @@ impl Plan {
             }
         }
         let peak_len = peak(&spans, &homes, graph.nodes.len());
-        Plan { bucket, spans, arena_len, peak_len }
+        Plan {
+            bucket,
+            spans,
+            arena_len,
+            peak_len,
+        }
     }
 
     /// The span of a value, if it lives in the arena.
@@ -80,15 +86,24 @@ impl Plan {
 
     /// A table of what lives where, largest first: `crosstune plan --values`.
     pub fn table(&self, graph: &Graph) -> String {
-        let mut rows: Vec<(usize, Span)> =
-            self.spans.iter().enumerate().filter_map(|(i, s)| s.map(|s| (i, s))).collect();
+        let mut rows: Vec<(usize, Span)> = self
+            .spans
+            .iter()
+            .enumerate()
+            .filter_map(|(i, s)| s.map(|s| (i, s)))
+            .collect();
         rows.sort_by_key(|(i, s)| (std::cmp::Reverse(s.len), *i));
         let mut text = String::from("offset (KiB)   size (KiB)   nodes         value\n");
         for (i, s) in rows {
             let life = format!("{}..{}", s.first, s.last);
             let name = &graph.values[i].name;
             let kib = |n: usize| n as f64 * 4.0 / 1024.0;
-            let _ = writeln!(text, "{:12.1} {:12.1}   {life:12}  {name}", kib(s.offset), kib(s.len));
+            let _ = writeln!(
+                text,
+                "{:12.1} {:12.1}   {life:12}  {name}",
+                kib(s.offset),
+                kib(s.len)
+            );
         }
         text
     }
@@ -104,7 +119,12 @@ fn lifetimes(graph: &Graph, bucket: &Bucket, reuse: Reuse) -> (Vec<Option<Span>>
             let value = graph.get(w);
             if matches!(value.role, Role::Temp | Role::Output) {
                 let len = value.elements(bucket).max(1);
-                spans[w.idx()] = Some(Span { offset: 0, len, first: at, last: at });
+                spans[w.idx()] = Some(Span {
+                    offset: 0,
+                    len,
+                    first: at,
+                    last: at,
+                });
             }
         }
         for r in node.reads() {
@@ -123,7 +143,9 @@ fn lifetimes(graph: &Graph, bucket: &Bucket, reuse: Reuse) -> (Vec<Option<Span>>
     }
     for (at, node) in graph.nodes.iter().enumerate() {
         for (out, inp) in node.inplace() {
-            let (Some(o), Some(i)) = (spans[out.idx()], spans[inp.idx()]) else { continue };
+            let (Some(o), Some(i)) = (spans[out.idx()], spans[inp.idx()]) else {
+                continue;
+            };
             if i.last == at && i.len == o.len {
                 let home = homes[inp.idx()];
                 homes[out.idx()] = home;
@@ -138,8 +160,10 @@ fn lifetimes(graph: &Graph, bucket: &Bucket, reuse: Reuse) -> (Vec<Option<Span>>
 
 /// The lowest offset at which `span` meets nothing that is alive with it.
 fn lowest_free(placed: &[Span], span: &Span) -> usize {
-    let mut rivals: Vec<&Span> =
-        placed.iter().filter(|p| p.first <= span.last && span.first <= p.last).collect();
+    let mut rivals: Vec<&Span> = placed
+        .iter()
+        .filter(|p| p.first <= span.last && span.first <= p.last)
+        .collect();
     rivals.sort_by_key(|p| p.offset);
     let mut offset = 0;
     for p in rivals {
@@ -171,7 +195,12 @@ fn peak(spans: &[Option<Span>], homes: &[usize], nodes: usize) -> usize {
 /// Rounds what changes from step to step up to the grain of a bucket, so that few plans serve all
 /// steps.
 pub fn bucket_of(tokens: usize, seqs: usize, items: usize, members: usize) -> Bucket {
-    Bucket { tokens: tokens.next_multiple_of(32), seqs, items, members }
+    Bucket {
+        tokens: tokens.next_multiple_of(32),
+        seqs,
+        items,
+        members,
+    }
 }
 
 /// A human-readable shape: `(T, 768)`.

@@ -27,7 +27,10 @@ pub struct DropoutRates {
 
 impl DropoutRates {
     /// No dropout.
-    pub const NONE: DropoutRates = DropoutRates { hidden: 0.0, attention: 0.0 };
+    pub const NONE: DropoutRates = DropoutRates {
+        hidden: 0.0,
+        attention: 0.0,
+    };
 }
 
 /// Pushes the tower's nodes and keeps what they share.
@@ -49,7 +52,12 @@ pub fn text_tower(
     adapter: &Adapter,
     dropout: DropoutRates,
 ) -> ValueId {
-    let mut b = Builder { g, config, adapter, dropout };
+    let mut b = Builder {
+        g,
+        config,
+        adapter,
+        dropout,
+    };
     let mut x = b.embedding();
     for layer in 0..config.layers {
         x = b.layer(layer, x);
@@ -60,7 +68,11 @@ pub fn text_tower(
     }
     let weight = b.weight(HEAD_WEIGHT, &[config.embed_dim, config.hidden]);
     let bias = Some(b.weight(HEAD_BIAS, &[config.embed_dim]));
-    let layer = Layer { weight, bias, lora: None };
+    let layer = Layer {
+        weight,
+        bias,
+        lora: None,
+    };
     Linear::push(b.g, "features", (pooled, Rows::Seqs), &[layer], false)
 }
 
@@ -77,7 +89,10 @@ impl Builder<'_> {
     }
 
     fn drop(&self, p: f32, site: usize) -> Option<Dropout> {
-        (p > 0.0).then_some(Dropout { p, site: site as u32 })
+        (p > 0.0).then_some(Dropout {
+            p,
+            site: site as u32,
+        })
     }
 
     fn embedding(&mut self) -> ValueId {
@@ -85,10 +100,14 @@ impl Builder<'_> {
         let e = "transformer.embeddings";
         let tables = Tables {
             word: self.weight(&format!("{e}.word_embeddings.weight"), &[config.vocab, c]),
-            position: self
-                .weight(&format!("{e}.position_embeddings.weight"), &[config.max_positions, c]),
-            token_type: self
-                .weight(&format!("{e}.token_type_embeddings.weight"), &[config.token_types, c]),
+            position: self.weight(
+                &format!("{e}.position_embeddings.weight"),
+                &[config.max_positions, c],
+            ),
+            token_type: self.weight(
+                &format!("{e}.token_type_embeddings.weight"),
+                &[config.token_types, c],
+            ),
             weight: self.weight(&format!("{e}.LayerNorm.weight"), &[c]),
             bias: self.weight(&format!("{e}.LayerNorm.bias"), &[c]),
         };
@@ -101,14 +120,22 @@ impl Builder<'_> {
         let name = format!("transformer.{module}");
         let weight = self.weight(&format!("{name}.weight"), &[oc, k]);
         let bias = Some(self.weight(&format!("{name}.bias"), &[oc]));
-        let lora = self.adapter.lora_at(&Site { module: &name, oc, k }).map(|l| {
-            let mut factor = |suffix: &str, shape: [usize; 2]| {
-                let dims = vec![Dim::Members, Dim::N(shape[0]), Dim::N(shape[1])];
-                self.g.value(format!("{name}.lora.{suffix}"), dims, Role::Trainable)
-            };
-            let a = factor("lora_A", [l.rank, k]);
-            (a, factor("lora_B", [oc, l.rank]), l.scale())
-        });
+        let lora = self
+            .adapter
+            .lora_at(&Site {
+                module: &name,
+                oc,
+                k,
+            })
+            .map(|l| {
+                let mut factor = |suffix: &str, shape: [usize; 2]| {
+                    let dims = vec![Dim::Members, Dim::N(shape[0]), Dim::N(shape[1])];
+                    self.g
+                        .value(format!("{name}.lora.{suffix}"), dims, Role::Trainable)
+                };
+                let a = factor("lora_A", [l.rank, k]);
+                (a, factor("lora_B", [oc, l.rank]), l.scale())
+            });
         Layer { weight, bias, lora }
     }
 
@@ -120,7 +147,11 @@ impl Builder<'_> {
     }
 
     fn layer(&mut self, layer: usize, x: ValueId) -> ValueId {
-        let (c, ffn, eps) = (self.config.hidden, self.config.ffn, self.config.layer_norm_eps);
+        let (c, ffn, eps) = (
+            self.config.hidden,
+            self.config.ffn,
+            self.config.layer_norm_eps,
+        );
         let p = format!("encoder.layer.{layer}");
         let qkv: Vec<Layer> = ["query", "key", "value"]
             .iter()
@@ -145,6 +176,13 @@ impl Builder<'_> {
         let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], false);
         let norm = self.norm(&format!("{p}.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 3);
-        LayerNorm::push(self.g, &format!("{p}.output.LayerNorm"), (out, h), norm, eps, drop)
+        LayerNorm::push(
+            self.g,
+            &format!("{p}.output.LayerNorm"),
+            (out, h),
+            norm,
+            eps,
+            drop,
+        )
     }
 }

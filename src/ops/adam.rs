@@ -40,7 +40,10 @@ impl Node for ZeroGrads {
     }
 
     fn cpu(&self, mem: &mut CpuMem<'_>) {
-        mem.state.grads.par_chunks_mut(CHUNK).for_each(|x| x.fill(0.0));
+        mem.state
+            .grads
+            .par_chunks_mut(CHUNK)
+            .for_each(|x| x.fill(0.0));
     }
 }
 
@@ -79,7 +82,11 @@ impl Node for GradNorm {
             }
         }
         let scale = |g: usize| F::of(mem.steps[g].loss_scale.into());
-        let norms = sums.iter().enumerate().map(|(g, s)| s.sqrt() / scale(g)).collect();
+        let norms = sums
+            .iter()
+            .enumerate()
+            .map(|(g, s)| s.sqrt() / scale(g))
+            .collect();
         mem.set(self.norm, norms);
     }
 
@@ -92,7 +99,11 @@ impl Node for GradNorm {
                 let grad = &mem.state.grads[mem.state.range(t, g)];
                 let parts: Vec<f64> = grad
                     .par_chunks(CHUNK)
-                    .map(|part| part.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>())
+                    .map(|part| {
+                        part.iter()
+                            .map(|x| f64::from(*x) * f64::from(*x))
+                            .sum::<f64>()
+                    })
                     .collect();
                 sum += parts.iter().sum::<f64>();
             }
@@ -179,12 +190,16 @@ impl Node for AdamStep {
                 let m = s.m[range.clone()].par_chunks_mut(CHUNK);
                 let v = s.v[range.clone()].par_chunks_mut(CHUNK);
                 let values = s.values[range].par_chunks_mut(CHUNK);
-                values.zip(grads).zip(m).zip(v).for_each(|(((x, d), m), v)| {
-                    vector(
-                        #[inline(always)]
-                        || update(x, d, m, v, &a, &f),
-                    );
-                });
+                values
+                    .zip(grads)
+                    .zip(m)
+                    .zip(v)
+                    .for_each(|(((x, d), m), v)| {
+                        vector(
+                            #[inline(always)]
+                            || update(x, d, m, v, &a, &f),
+                        );
+                    });
             }
         }
     }

@@ -30,7 +30,11 @@ impl Node for Add {
     }
 
     fn inplace(&self) -> Vec<(ValueId, ValueId)> {
-        if self.a == self.b { vec![] } else { vec![(self.out, self.a)] }
+        if self.a == self.b {
+            vec![]
+        } else {
+            vec![(self.out, self.a)]
+        }
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
@@ -41,8 +45,10 @@ impl Node for Add {
     fn cpu(&self, mem: &mut CpuMem<'_>) {
         mem.carry(self.out, self.a);
         let (r, mut w) = mem.bind(&[Some(self.b)], &[Some(self.out)]);
-        w[0].par_chunks_mut(1 << 14).zip(r[0].par_chunks(1 << 14)).for_each(|(y, x)| {
-            vector(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
-        });
+        w[0].par_chunks_mut(1 << 14)
+            .zip(r[0].par_chunks(1 << 14))
+            .for_each(|(y, x)| {
+                vector(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+            });
     }
 }

@@ -46,8 +46,21 @@ impl Attention {
     ) -> ValueId {
         let c = g.channels(qkv) / 3;
         let out = g.value(name, vec![Dim::Tokens, Dim::N(c)], Role::Temp);
-        let lse = g.value(format!("{name}.lse"), vec![Dim::Tokens, Dim::N(heads)], Role::Temp);
-        g.nodes.push(Attention { qkv, out, lse, heads, dropout }.into());
+        let lse = g.value(
+            format!("{name}.lse"),
+            vec![Dim::Tokens, Dim::N(heads)],
+            Role::Temp,
+        );
+        g.nodes.push(
+            Attention {
+                qkv,
+                out,
+                lse,
+                heads,
+                dropout,
+            }
+            .into(),
+        );
         out
     }
 }
@@ -63,7 +76,14 @@ fn query_key(
 ) -> RowKey {
     let step = &steps[batch.seq_member[seq] as usize];
     let place = (head as u32) << 16 | query as u32;
-    RowKey::new(step.seed, step.step, site, batch.roles[seq], batch.seq_items[seq], place)
+    RowKey::new(
+        step.seed,
+        step.step,
+        site,
+        batch.roles[seq],
+        batch.seq_items[seq],
+        place,
+    )
 }
 
 /// One text of the packed qkv.
@@ -92,7 +112,11 @@ thread_local! {
 /// `scores = scale Q K^T`.
 fn scores(s: &mut [f32], view: &View<'_>, head: usize) {
     let (n, scale) = (view.len, 1.0 / (view.hs as f32).sqrt());
-    let seg = Segment { a: view.mat(0, head), b: view.mat(1, head).t(), k: view.hs };
+    let seg = Segment {
+        a: view.mat(0, head),
+        b: view.mat(1, head).t(),
+        k: view.hs,
+    };
     gemm_serial(Dest { data: s, ld: n }, (n, n), &[seg], Start::Zero);
     vector(
         #[inline(always)]
@@ -121,11 +145,21 @@ impl Node for Attention {
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
-        let Some(dout) = bw.grad_of(self.out) else { return };
+        let Some(dout) = bw.grad_of(self.out) else {
+            return;
+        };
         let dqkv = bw.like(self.qkv);
         let (heads, dropout) = (self.heads, self.dropout);
         let (qkv, out, lse) = (self.qkv, self.out, self.lse);
-        bw.push(AttentionGrad { qkv, out, lse, dout, dqkv, heads, dropout });
+        bw.push(AttentionGrad {
+            qkv,
+            out,
+            lse,
+            dout,
+            dqkv,
+            heads,
+            dropout,
+        });
         bw.contribute(self.qkv, dqkv);
     }
 
@@ -148,7 +182,8 @@ impl Node for Attention {
                     for (j, t) in b.segment(seq).enumerate() {
                         let p = (s[j] - log).exp() * self.keep(mem, seq, head, place, j);
                         for d in 0..hs {
-                            out[i * c + head * hs + d] += p * qkv[t * 3 * c + 2 * c + head * hs + d];
+                            out[i * c + head * hs + d] +=
+                                p * qkv[t * 3 * c + 2 * c + head * hs + d];
                         }
                     }
                 }
@@ -167,31 +202,50 @@ impl Node for Attention {
         let [out, lse] = &mut w[..] else { return };
         let out = split_texts(batch, out, c);
         let lse = split_texts(batch, lse, heads);
-        out.into_par_iter().zip(lse).enumerate().for_each(|(seq, (out, lse))| {
-            let range = batch.segment(seq);
-            let view = View { qkv, start: range.start, len: range.len(), c, hs };
-            let n = view.len;
-            SCORES.with_borrow_mut(|s| {
-                s.resize(n * n, 0.0);
-                for head in 0..heads {
-                    scores(s, &view, head);
-                    vector(
-                        #[inline(always)]
-                        || {
-                            for (i, row) in s.chunks_exact_mut(n).enumerate() {
-                                lse[i * heads + head] = softmax(row);
-                                if let Some(d) = &self.dropout {
-                                    d.apply(&query_key(batch, steps, d.site, seq, head, i), row);
+        out.into_par_iter()
+            .zip(lse)
+            .enumerate()
+            .for_each(|(seq, (out, lse))| {
+                let range = batch.segment(seq);
+                let view = View {
+                    qkv,
+                    start: range.start,
+                    len: range.len(),
+                    c,
+                    hs,
+                };
+                let n = view.len;
+                SCORES.with_borrow_mut(|s| {
+                    s.resize(n * n, 0.0);
+                    for head in 0..heads {
+                        scores(s, &view, head);
+                        vector(
+                            #[inline(always)]
+                            || {
+                                for (i, row) in s.chunks_exact_mut(n).enumerate() {
+                                    lse[i * heads + head] = softmax(row);
+                                    if let Some(d) = &self.dropout {
+                                        d.apply(
+                                            &query_key(batch, steps, d.site, seq, head, i),
+                                            row,
+                                        );
+                                    }
                                 }
-                            }
-                        },
-                    );
-                    let seg = Segment { a: Mat::rows(s, n), b: view.mat(2, head), k: n };
-                    let dest = Dest { data: &mut out[head * hs..], ld: c };
-                    gemm_serial(dest, (n, hs), &[seg], Start::Zero);
-                }
+                            },
+                        );
+                        let seg = Segment {
+                            a: Mat::rows(s, n),
+                            b: view.mat(2, head),
+                            k: n,
+                        };
+                        let dest = Dest {
+                            data: &mut out[head * hs..],
+                            ld: c,
+                        };
+                        gemm_serial(dest, (n, hs), &[seg], Start::Zero);
+                    }
+                });
             });
-        });
     }
 }
 
@@ -234,7 +288,9 @@ fn reference_scores<F: Real>(
 /// Turns a row of scores into probabilities; returns its log-sum-exp.
 #[inline(always)]
 fn softmax(row: &mut [f32]) -> f32 {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
+    let max = row
+        .iter()
+        .fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
     row.iter_mut().for_each(|x| *x = exp(*x - max));
     let sum = sum_map(row, |x| x);
     let inv = 1.0 / sum;
@@ -281,7 +337,10 @@ impl Node for AttentionGrad {
             for head in 0..self.heads {
                 for (place, i) in b.segment(seq).enumerate() {
                     let s = reference_scores(&qkv, b.segment(seq), i, head, (c, hs));
-                    let p: Vec<F> = s.iter().map(|x| (*x - lse[i * self.heads + head]).exp()).collect();
+                    let p: Vec<F> = s
+                        .iter()
+                        .map(|x| (*x - lse[i * self.heads + head]).exp())
+                        .collect();
                     let at = |t: usize, which: usize| t * 3 * c + which * c + head * hs;
                     let dy = &dout[i * c + head * hs..][..hs];
                     let dp: Vec<F> = b
@@ -319,7 +378,13 @@ impl Node for AttentionGrad {
         dqkv.into_par_iter().enumerate().for_each(|(seq, dqkv)| {
             let range = batch.segment(seq);
             let hs = c / self.heads;
-            let view = View { qkv, start: range.start, len: range.len(), c, hs };
+            let view = View {
+                qkv,
+                start: range.start,
+                len: range.len(),
+                c,
+                hs,
+            };
             SCORES.with_borrow_mut(|space| {
                 space.resize(2 * view.len * view.len, 0.0);
                 for head in 0..self.heads {
@@ -345,15 +410,25 @@ impl AttentionGrad {
         let scale = 1.0 / (hs as f32).sqrt();
         scores(p, view, head);
         let dy = Mat::rows(&dout[view.start * c + head * hs..], c);
-        let seg = Segment { a: dy, b: view.mat(2, head).t(), k: hs };
+        let seg = Segment {
+            a: dy,
+            b: view.mat(2, head).t(),
+            k: hs,
+        };
         gemm_serial(Dest { data: ds, ld: n }, (n, n), &[seg], Start::Zero);
         vector(
             #[inline(always)]
             || {
-                for (i, (p, d)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                for (i, (p, d)) in p
+                    .chunks_exact_mut(n)
+                    .zip(ds.chunks_exact_mut(n))
+                    .enumerate()
+                {
                     let log = lse[(view.start + i) * heads + head];
                     p.iter_mut().for_each(|x| *x = exp(*x - log));
-                    let key = self.dropout.map(|x| query_key(batch, steps, x.site, seq, head, i));
+                    let key = self
+                        .dropout
+                        .map(|x| query_key(batch, steps, x.site, seq, head, i));
                     if let (Some(drop), Some(key)) = (&self.dropout, &key) {
                         drop.apply(key, d);
                     }
@@ -377,7 +452,10 @@ impl AttentionGrad {
             (1, Mat::rows(ds, n).t(), view.mat(0, head)),
         ];
         for (which, a, b) in products {
-            let dest = Dest { data: &mut dqkv[which * c + head * hs..], ld: 3 * c };
+            let dest = Dest {
+                data: &mut dqkv[which * c + head * hs..],
+                ld: 3 * c,
+            };
             gemm_serial(dest, (n, hs), &[Segment { a, b, k: n }], Start::Zero);
         }
     }

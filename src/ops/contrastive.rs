@@ -81,8 +81,21 @@ impl Contrastive {
     /// Adds the op; returns its loss.
     pub fn push(g: &mut Graph, name: &str, pair: Pair, image: ValueId, text: ValueId) -> ValueId {
         let loss = g.value(name, vec![Dim::Members, Dim::N(1)], Role::Output);
-        let lse = g.value(format!("{name}.lse"), vec![Dim::Items, Dim::N(2)], Role::Temp);
-        g.nodes.push(Contrastive { pair, image, text, loss, lse }.into());
+        let lse = g.value(
+            format!("{name}.lse"),
+            vec![Dim::Items, Dim::N(2)],
+            Role::Temp,
+        );
+        g.nodes.push(
+            Contrastive {
+                pair,
+                image,
+                text,
+                loss,
+                lse,
+            }
+            .into(),
+        );
         loss
     }
 }
@@ -103,12 +116,22 @@ impl Node for Contrastive {
     fn grad(&self, bw: &mut Backward<'_>) {
         let dtext = bw.like(self.text);
         let (pair, image, text, lse) = (self.pair, self.image, self.text, self.lse);
-        bw.push(ContrastiveGrad { pair, image, text, lse, dtext });
+        bw.push(ContrastiveGrad {
+            pair,
+            image,
+            text,
+            lse,
+            dtext,
+        });
         bw.contribute(self.text, dtext);
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
-        let (image, text, e) = (mem.get(self.image), mem.get(self.text), mem.channels(self.text));
+        let (image, text, e) = (
+            mem.get(self.image),
+            mem.get(self.text),
+            mem.channels(self.text),
+        );
         let mut losses = vec![F::zero(); mem.batch.members.len()];
         let mut lse = vec![F::zero(); mem.batch.items() * 2];
         for (g, (m, step)) in mem.batch.members.iter().zip(mem.steps).enumerate() {
@@ -116,7 +139,11 @@ impl Node for Contrastive {
             if self.pair.weight(&step.weights) == 0.0 || n == 0 {
                 continue;
             }
-            let a = if self.pair.flow(&step.weights).0 { &text } else { &image };
+            let a = if self.pair.flow(&step.weights).0 {
+                &text
+            } else {
+                &image
+            };
             let logits = reference_logits((&a[a0 * e..], &text[b0 * e..]), n, e);
             let at = |i: usize, j: usize| logits[i * n + j];
             let log_sum = |v: Vec<F>| {
@@ -166,7 +193,11 @@ fn operands<'a>(
     e: usize,
 ) -> Option<(&'a [f32], &'a [f32], usize)> {
     let (a0, b0, n) = pair.rows(m);
-    let a = if pair.flow(&step.weights).0 { text } else { image };
+    let a = if pair.flow(&step.weights).0 {
+        text
+    } else {
+        image
+    };
     let used = pair.weight(&step.weights) != 0.0 && n > 0;
     used.then(|| (&a[a0 * e..][..n * e], &text[b0 * e..][..n * e], n))
 }
@@ -182,12 +213,28 @@ fn reference_logits<F: Real>((a, b): (&[F], &[F]), n: usize, e: usize) -> Vec<F>
 }
 
 /// Logits of rows `i0 .. i0 + rows` against all columns.
-fn block_logits(out: &mut [f32], a: &[f32], b: &[f32], (i0, rows, n, e): (usize, usize, usize, usize)) {
-    let seg = Segment { a: Mat::rows(&a[i0 * e..], e), b: Mat::rows(b, e).t(), k: e };
+fn block_logits(
+    out: &mut [f32],
+    a: &[f32],
+    b: &[f32],
+    (i0, rows, n, e): (usize, usize, usize, usize),
+) {
+    let seg = Segment {
+        a: Mat::rows(&a[i0 * e..], e),
+        b: Mat::rows(b, e).t(),
+        k: e,
+    };
     let dest = Dest { data: out, ld: n };
-    gemm(dest, None, (rows, n), &[seg], Start::Zero, |_, _, run, _| {
-        run.iter_mut().for_each(|x| *x *= LOGIT_SCALE);
-    });
+    gemm(
+        dest,
+        None,
+        (rows, n),
+        &[seg],
+        Start::Zero,
+        |_, _, run, _| {
+            run.iter_mut().for_each(|x| *x *= LOGIT_SCALE);
+        },
+    );
 }
 
 fn forward(lse: &mut [f32], a: &[f32], b: &[f32], n: usize, e: usize) -> f32 {
@@ -203,7 +250,9 @@ fn forward(lse: &mut [f32], a: &[f32], b: &[f32], n: usize, e: usize) -> f32 {
             vector(
                 #[inline(always)]
                 || {
-                    let top = row.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
+                    let top = row
+                        .iter()
+                        .fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
                     lse[(i0 + i) * 2] = top + sum_map(row, |x| exp(x - top)).ln();
                     diagonal[i0 + i] = row[i0 + i];
                     for ((x, max), sum) in row.iter().zip(&mut max).zip(&mut sum) {
@@ -249,7 +298,11 @@ impl Node for ContrastiveGrad {
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
-        let (image, text, e) = (mem.get(self.image), mem.get(self.text), mem.channels(self.text));
+        let (image, text, e) = (
+            mem.get(self.image),
+            mem.get(self.text),
+            mem.channels(self.text),
+        );
         let lse = mem.get(self.lse);
         let mut dtext = vec![F::zero(); mem.batch.seqs() * e];
         for (m, step) in mem.batch.members.iter().zip(mem.steps) {
@@ -296,9 +349,12 @@ impl Node for ContrastiveGrad {
         }
         work.into_par_iter().for_each(|(m, step, dtext)| {
             dtext.fill(0.0);
-            let Some((a, b, n)) = operands(pair, m, step, (r[0], r[1]), e) else { return };
+            let Some((a, b, n)) = operands(pair, m, step, (r[0], r[1]), e) else {
+                return;
+            };
             let lse = &r[2][m.items.start * 2..];
-            let scale = pair.weight(&step.weights) * step.loss_scale * LOGIT_SCALE / (2.0 * n as f32);
+            let scale =
+                pair.weight(&step.weights) * step.loss_scale * LOGIT_SCALE / (2.0 * n as f32);
             let (_, da, db) = pair.flow(&step.weights);
             let (a0, b0, _) = pair.rows(m);
             let mut d = vec![0f32; BLOCK.min(n) * n];
@@ -309,15 +365,43 @@ impl Node for ContrastiveGrad {
                     dlogits(row, lse, i0 + i, scale);
                 }
                 if db {
-                    let seg = Segment { a: Mat::rows(&d, n).t(), b: Mat::rows(&a[i0 * e..], e), k: rows };
-                    let dest = Dest { data: &mut dtext[(b0 - m.seqs.start) * e..], ld: e };
-                    gemm(dest, None, (n, e), &[seg], Start::Accumulate, |_, _, _, _| {});
+                    let seg = Segment {
+                        a: Mat::rows(&d, n).t(),
+                        b: Mat::rows(&a[i0 * e..], e),
+                        k: rows,
+                    };
+                    let dest = Dest {
+                        data: &mut dtext[(b0 - m.seqs.start) * e..],
+                        ld: e,
+                    };
+                    gemm(
+                        dest,
+                        None,
+                        (n, e),
+                        &[seg],
+                        Start::Accumulate,
+                        |_, _, _, _| {},
+                    );
                 }
                 if da {
-                    let seg = Segment { a: Mat::rows(&d, n), b: Mat::rows(b, e), k: n };
+                    let seg = Segment {
+                        a: Mat::rows(&d, n),
+                        b: Mat::rows(b, e),
+                        k: n,
+                    };
                     let first = (a0 - m.seqs.start + i0) * e;
-                    let dest = Dest { data: &mut dtext[first..], ld: e };
-                    gemm(dest, None, (rows, e), &[seg], Start::Accumulate, |_, _, _, _| {});
+                    let dest = Dest {
+                        data: &mut dtext[first..],
+                        ld: e,
+                    };
+                    gemm(
+                        dest,
+                        None,
+                        (rows, e),
+                        &[seg],
+                        Start::Accumulate,
+                        |_, _, _, _| {},
+                    );
                 }
             }
         });

@@ -35,7 +35,13 @@ pub struct Tables {
 
 impl Tables {
     fn ids(&self) -> [ValueId; 5] {
-        [self.word, self.position, self.token_type, self.weight, self.bias]
+        [
+            self.word,
+            self.position,
+            self.token_type,
+            self.weight,
+            self.bias,
+        ]
     }
 }
 
@@ -63,7 +69,15 @@ impl Embedding {
     ) -> ValueId {
         let c = g.channels(tables.word);
         let out = g.value(name, vec![Dim::Tokens, Dim::N(c)], Role::Temp);
-        g.nodes.push(Embedding { tables, out, eps, dropout }.into());
+        g.nodes.push(
+            Embedding {
+                tables,
+                out,
+                eps,
+                dropout,
+            }
+            .into(),
+        );
         out
     }
 }
@@ -78,10 +92,18 @@ impl Node for Embedding {
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
-        let Some(dout) = bw.grad_of(self.out) else { return };
+        let Some(dout) = bw.grad_of(self.out) else {
+            return;
+        };
         let grads = self.tables.ids().map(|id| bw.param_grad(id));
         let (tables, eps, dropout) = (self.tables, self.eps, self.dropout);
-        bw.push(EmbeddingGrad { tables, dout, grads, eps, dropout });
+        bw.push(EmbeddingGrad {
+            tables,
+            dout,
+            grads,
+            eps,
+            dropout,
+        });
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
@@ -96,7 +118,10 @@ impl Node for Embedding {
             let (x, mean, rstd) = reference_row(&self.tables, mem, t, self.eps);
             for j in 0..c {
                 let keep = match &self.dropout {
-                    Some(d) => F::of(d.factor(&token_key(mem.batch, mem.steps, d.site, t), j).into()),
+                    Some(d) => F::of(
+                        d.factor(&token_key(mem.batch, mem.steps, d.site, t), j)
+                            .into(),
+                    ),
                     None => F::one(),
                 };
                 out[t * c + j] = ((x[j] - mean) * rstd * w[j] + b[j]) * keep;
@@ -143,13 +168,22 @@ impl Node for Embedding {
 }
 
 /// The sum of a token's three rows, its mean and reciprocal standard deviation.
-fn reference_row<F: Real>(tables: &Tables, mem: &RefMem<'_, F>, t: usize, eps: f32) -> (Vec<F>, F, F) {
+fn reference_row<F: Real>(
+    tables: &Tables,
+    mem: &RefMem<'_, F>,
+    t: usize,
+    eps: f32,
+) -> (Vec<F>, F, F) {
     let c = mem.channels(tables.word);
     let g = mem.batch.member_of(Rows::Tokens, t);
     let members = mem.batch.members.len();
     let b = mem.batch;
     let mut x = vec![F::zero(); c];
-    let rows = [(tables.word, b.ids[t]), (tables.token_type, b.types[t]), (tables.position, b.positions[t])];
+    let rows = [
+        (tables.word, b.ids[t]),
+        (tables.token_type, b.types[t]),
+        (tables.position, b.positions[t]),
+    ];
     for (id, row) in rows {
         let table = mem.get(id);
         let per = mem.per_member(id);
@@ -194,14 +228,19 @@ impl Node for EmbeddingGrad {
         let c = mem.channels(self.dout);
         let dout = mem.get(self.dout);
         let weight = mem.get(self.tables.weight);
-        let mut sums = self.grads.map(|id| id.map(|id| vec![F::zero(); mem.get(id).len()]));
+        let mut sums = self
+            .grads
+            .map(|id| id.map(|id| vec![F::zero(); mem.get(id).len()]));
         let members = mem.batch.members.len();
         for t in 0..mem.batch.tokens() {
             let g = mem.batch.member_of(Rows::Tokens, t);
             let w = member_slice(&weight, mem.per_member(self.tables.weight), g, c);
             let (x, mean, rstd) = reference_row(&self.tables, mem, t, self.eps);
             let keep = |j: usize| match &self.dropout {
-                Some(d) => F::of(d.factor(&token_key(mem.batch, mem.steps, d.site, t), j).into()),
+                Some(d) => F::of(
+                    d.factor(&token_key(mem.batch, mem.steps, d.site, t), j)
+                        .into(),
+                ),
                 None => F::one(),
             };
             let d: Vec<F> = (0..c).map(|j| dout[t * c + j] * keep(j)).collect();
@@ -240,44 +279,57 @@ impl Node for EmbeddingGrad {
         reads.push(Some(self.dout));
         let (r, mut w) = mem.bind(&reads, &self.grads);
         let table = |i: usize, g: usize| {
-            member_slice(r[i], per[i], g, r[i].len() / if per[i] { members } else { 1 })
+            member_slice(
+                r[i],
+                per[i],
+                g,
+                r[i].len() / if per[i] { members } else { 1 },
+            )
         };
         // (T, C) gradients of the sums, and a partial sum of the layer norm's a chunk.
         let mut dsum = r[5][..batch.tokens() * c].to_vec();
         let mut parts = vec![0f32; chunks.len() * 2 * c];
         let rows = split_rows(&mut dsum, &chunks, c);
-        chunks.par_iter().zip(rows).zip(parts.par_chunks_mut(2 * c)).for_each(|((k, d), part)| {
-            let (dw, db) = part.split_at_mut(c);
-            let weight = table(3, k.member);
-            let mut x = vec![0f32; c];
-            vector(
-                #[inline(always)]
-                || {
-                    for (d, t) in d.chunks_exact_mut(c).zip(k.start..k.end) {
-                        let at = |i: usize, id: u32| &table(i, k.member)[id as usize * c..][..c];
-                        let word = at(0, batch.ids[t]);
-                        let pos = at(1, batch.positions[t]);
-                        let kind = at(2, batch.types[t]);
-                        for j in 0..c {
-                            x[j] = word[j] + kind[j] + pos[j];
+        chunks
+            .par_iter()
+            .zip(rows)
+            .zip(parts.par_chunks_mut(2 * c))
+            .for_each(|((k, d), part)| {
+                let (dw, db) = part.split_at_mut(c);
+                let weight = table(3, k.member);
+                let mut x = vec![0f32; c];
+                vector(
+                    #[inline(always)]
+                    || {
+                        for (d, t) in d.chunks_exact_mut(c).zip(k.start..k.end) {
+                            let at =
+                                |i: usize, id: u32| &table(i, k.member)[id as usize * c..][..c];
+                            let word = at(0, batch.ids[t]);
+                            let pos = at(1, batch.positions[t]);
+                            let kind = at(2, batch.types[t]);
+                            for j in 0..c {
+                                x[j] = word[j] + kind[j] + pos[j];
+                            }
+                            let (mean, rstd) = row_stats(&x, self.eps);
+                            if let Some(drop) = &self.dropout {
+                                drop.apply(&token_key(batch, steps, drop.site, t), d);
+                            }
+                            for j in 0..c {
+                                dw[j] = d[j].mul_add((x[j] - mean) * rstd, dw[j]);
+                                db[j] += d[j];
+                            }
+                            row_grad(d, &x, weight, mean, rstd);
                         }
-                        let (mean, rstd) = row_stats(&x, self.eps);
-                        if let Some(drop) = &self.dropout {
-                            drop.apply(&token_key(batch, steps, drop.site, t), d);
-                        }
-                        for j in 0..c {
-                            dw[j] = d[j].mul_add((x[j] - mean) * rstd, dw[j]);
-                            db[j] += d[j];
-                        }
-                        row_grad(d, &x, weight, mean, rstd);
-                    }
-                },
-            );
-        });
+                    },
+                );
+            });
         for (k, part) in chunks.iter().zip(parts.chunks(2 * c)) {
             for (i, term) in [(3, &part[..c]), (4, &part[c..])] {
                 if !w[i].is_empty() {
-                    w[i][k.member * c..][..c].iter_mut().zip(term).for_each(|(s, t)| *s += t);
+                    w[i][k.member * c..][..c]
+                        .iter_mut()
+                        .zip(term)
+                        .for_each(|(s, t)| *s += t);
                 }
             }
         }
@@ -304,6 +356,7 @@ fn scatter(grad: &mut [f32], rows: &[f32], ids: &[u32], tokens: std::ops::Range<
         (rest, next) = (tail, id + 1);
     }
     owners.into_par_iter().for_each(|(row, run)| {
-        run.iter().for_each(|&t| vector(|| axpy(row, 1.0, &rows[t * c..][..c])));
+        run.iter()
+            .for_each(|&t| vector(|| axpy(row, 1.0, &rows[t * c..][..c])));
     });
 }

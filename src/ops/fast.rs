@@ -77,7 +77,15 @@ pub fn exp(x: f32) -> f32 {
     let r = n.mul_add(-0.693_359_4, clamped);
     let r = n.mul_add(2.121_944_4e-4, r);
     let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = r.mul_add(p, c);
     }
     // The low bits of `shifted` are n in two's complement.
@@ -126,7 +134,10 @@ mod tests {
             assert!((f64::from(exp(x)) / want - 1.0).abs() < 4e-7, "exp({x})");
             let phi = 0.5 * (1.0 + libm::erf(f64::from(x) / 2f64.sqrt()));
             let density = (-0.5 * f64::from(x) * f64::from(x)).exp() / std::f64::consts::TAU.sqrt();
-            assert!((f64::from(gelu(x)) - f64::from(x) * phi).abs() < 2e-6, "gelu({x})");
+            assert!(
+                (f64::from(gelu(x)) - f64::from(x) * phi).abs() < 2e-6,
+                "gelu({x})"
+            );
             let want = phi + f64::from(x) * density;
             assert!((f64::from(gelu_grad(x)) - want).abs() < 1e-6, "gelu'({x})");
         }

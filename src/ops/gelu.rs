@@ -35,7 +35,10 @@ impl Node for GeluGrad {
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
         let (x, dy) = (mem.get(self.inp), mem.get(self.dout));
-        mem.set(self.dinp, x.iter().zip(&dy).map(|(x, d)| *d * gelu(*x).1).collect());
+        mem.set(
+            self.dinp,
+            x.iter().zip(&dy).map(|(x, d)| *d * gelu(*x).1).collect(),
+        );
     }
 
     fn cpu(&self, mem: &mut CpuMem<'_>) {
@@ -44,11 +47,13 @@ impl Node for GeluGrad {
         mem.carry(self.dinp, self.dout);
         let (r, mut w) = mem.bind(&[Some(self.inp)], &[Some(self.dinp)]);
         let (x, d) = (&r[0][..len], &mut w[0][..len]);
-        d.par_chunks_mut(1 << 13).zip(x.par_chunks(1 << 13)).for_each(|(d, x)| {
-            vector(
-                #[inline(always)]
-                || d.iter_mut().zip(x).for_each(|(d, x)| *d *= gelu_grad(*x)),
-            );
-        });
+        d.par_chunks_mut(1 << 13)
+            .zip(x.par_chunks(1 << 13))
+            .for_each(|(d, x)| {
+                vector(
+                    #[inline(always)]
+                    || d.iter_mut().zip(x).for_each(|(d, x)| *d *= gelu_grad(*x)),
+                );
+            });
     }
 }

@@ -40,17 +40,28 @@ pub struct Mat<'a> {
 impl<'a> Mat<'a> {
     /// Rows of `ld` elements, `data` beginning at the first element.
     pub fn rows(data: &'a [f32], ld: usize) -> Mat<'a> {
-        Mat { data, rs: ld, cs: 1 }
+        Mat {
+            data,
+            rs: ld,
+            cs: 1,
+        }
     }
 
     /// The transpose.
     pub fn t(self) -> Mat<'a> {
-        Mat { data: self.data, rs: self.cs, cs: self.rs }
+        Mat {
+            data: self.data,
+            rs: self.cs,
+            cs: self.rs,
+        }
     }
 
     fn check(&self, rows: usize, cols: usize) {
         let last = (rows.max(1) - 1) * self.rs + (cols.max(1) - 1) * self.cs;
-        assert!(rows == 0 || cols == 0 || last < self.data.len(), "gemm: operand too short");
+        assert!(
+            rows == 0 || cols == 0 || last < self.data.len(),
+            "gemm: operand too short"
+        );
     }
 }
 
@@ -131,27 +142,39 @@ pub fn gemm<F>(
         if row < m {
             let rows = rows_per.min(m - row);
             let cols = (NR * PANELS).min(n - col);
-            let block = Block { row, rows, col, cols };
+            let block = Block {
+                row,
+                rows,
+                col,
+                cols,
+            };
             PACK.with_borrow_mut(|pack| run_block(shared, block, segments, start, pack, &finish));
         }
     });
 }
 
 /// The same on the calling thread: for products too small to share out.
-pub fn gemm_serial(
-    c: Dest<'_>,
-    (m, n): (usize, usize),
-    segments: &[Segment<'_>],
-    start: Start,
-) {
+pub fn gemm_serial(c: Dest<'_>, (m, n): (usize, usize), segments: &[Segment<'_>], start: Start) {
     if m == 0 || n == 0 {
         return;
     }
     let shared = checked(c, None, (m, n), segments);
     for col in (0..n).step_by(NR * PANELS) {
-        let block = Block { row: 0, rows: m, col, cols: (NR * PANELS).min(n - col) };
+        let block = Block {
+            row: 0,
+            rows: m,
+            col,
+            cols: (NR * PANELS).min(n - col),
+        };
         PACK.with_borrow_mut(|pack| {
-            run_block(shared, block, segments, start, pack, &|_, _, _: &mut _, _: &mut _| {});
+            run_block(
+                shared,
+                block,
+                segments,
+                start,
+                pack,
+                &|_, _, _: &mut _, _: &mut _| {},
+            );
         });
     }
 }
@@ -162,17 +185,31 @@ fn checked(
     (m, n): (usize, usize),
     segments: &[Segment<'_>],
 ) -> Shared {
-    assert!((m - 1) * c.ld + n <= c.data.len(), "gemm: destination too short");
+    assert!(
+        (m - 1) * c.ld + n <= c.data.len(),
+        "gemm: destination too short"
+    );
     for s in segments {
         s.a.check(m, s.k);
         s.b.check(s.k, n);
-        assert!(s.b.cs == 1 || s.b.rs == 1, "gemm: B has no contiguous direction");
+        assert!(
+            s.b.cs == 1 || s.b.rs == 1,
+            "gemm: B has no contiguous direction"
+        );
     }
     let (second, second_ld) = second.map_or((None, 0), |d| {
-        assert!((m - 1) * d.ld + n <= d.data.len(), "gemm: second destination too short");
+        assert!(
+            (m - 1) * d.ld + n <= d.data.len(),
+            "gemm: second destination too short"
+        );
         (Some(d.data.as_mut_ptr()), d.ld)
     });
-    Shared { ptr: c.data.as_mut_ptr(), ld: c.ld, second, second_ld }
+    Shared {
+        ptr: c.data.as_mut_ptr(),
+        ld: c.ld,
+        second,
+        second_ld,
+    }
 }
 
 /// More tasks where there are fewer column blocks than threads could use; every row block packs B
@@ -209,7 +246,11 @@ fn run_block<F>(
     let chunks: Vec<(usize, usize, usize)> = segments
         .iter()
         .enumerate()
-        .flat_map(|(s, seg)| (0..seg.k).step_by(KC).map(move |k0| (s, k0, KC.min(seg.k - k0))))
+        .flat_map(|(s, seg)| {
+            (0..seg.k)
+                .step_by(KC)
+                .map(move |k0| (s, k0, KC.min(seg.k - k0)))
+        })
         .collect();
     for (i, &(s, k0, kc)) in chunks.iter().enumerate() {
         let seg = &segments[s];
@@ -250,7 +291,16 @@ fn finish_rows<F: Fn(usize, usize, &mut [f32], &mut [f32])>(
         || {
             for r in row..row + rows {
                 let second = match c.second {
-                    Some(ptr) => c_row(Shared { ptr, ld: c.second_ld, ..c }, r, col, cols),
+                    Some(ptr) => c_row(
+                        Shared {
+                            ptr,
+                            ld: c.second_ld,
+                            ..c
+                        },
+                        r,
+                        col,
+                        cols,
+                    ),
                     None => &mut [],
                 };
                 finish(r, col, c_row(c, r, col, cols), second);
@@ -286,14 +336,22 @@ fn a_panel<'a>(
     let clamped = |i: usize| row + i.min(rows - 1);
     if a.cs == 1 {
         let offsets = std::array::from_fn(|i| clamped(i) * a.rs + k0);
-        return RowGroup { data: a.data, offsets, step: 1 };
+        return RowGroup {
+            data: a.data,
+            offsets,
+            step: 1,
+        };
     }
     for (k, dst) in pack.chunks_exact_mut(MR).take(kc).enumerate() {
         for (i, d) in dst.iter_mut().enumerate() {
             *d = a.data[clamped(i) * a.rs + (k0 + k) * a.cs];
         }
     }
-    RowGroup { data: pack, offsets: std::array::from_fn(|i| i), step: MR }
+    RowGroup {
+        data: pack,
+        offsets: std::array::from_fn(|i| i),
+        step: MR,
+    }
 }
 
 /// Packs `kc` rows of `cols` columns of B into panels of [`NR`] columns, zero past the end.
@@ -322,9 +380,10 @@ fn pack_b(pack: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usize, cols: 
 
 #[inline(always)]
 fn copy_run(dst: &mut [f32], src: &[f32]) {
-    if let (Ok(d), Ok(s)) =
-        (<&mut [f32; NR]>::try_from(&mut *dst), <&[f32; NR]>::try_from(src))
-    {
+    if let (Ok(d), Ok(s)) = (
+        <&mut [f32; NR]>::try_from(&mut *dst),
+        <&[f32; NR]>::try_from(src),
+    ) {
         *d = *s;
     } else {
         dst[..src.len()].copy_from_slice(src);
@@ -405,7 +464,10 @@ fn c_row_ptr(c: Shared, row: usize, col: usize) -> *mut f32 {
 /// The micro-kernel: a register tile of [`MR`] x [`NR`], one term at a time.
 fn micro(c: *mut f32, ld: usize, a: &RowGroup<'_>, panel: &[f32], kc: usize, from: Start) {
     let reach = a.offsets.iter().max().map_or(0, |o| o + (kc - 1) * a.step);
-    assert!(reach < a.data.len() && panel.len() >= kc * NR, "gemm: operands too short for a tile");
+    assert!(
+        reach < a.data.len() && panel.len() >= kc * NR,
+        "gemm: operands too short for a tile"
+    );
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
         #[allow(unsafe_code)]
@@ -494,7 +556,9 @@ mod tests {
         let mut s = seed;
         (0..n)
             .map(|_| {
-                s = s.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                s = s
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 (s >> 40) as f32 / (1u64 << 23) as f32 - 1.0
             })
             .collect()
@@ -506,7 +570,8 @@ mod tests {
             for j in 0..n {
                 c[i * n + j] = (0..k)
                     .map(|l| {
-                        f64::from(a.data[i * a.rs + l * a.cs]) * f64::from(b.data[l * b.rs + j * b.cs])
+                        f64::from(a.data[i * a.rs + l * a.cs])
+                            * f64::from(b.data[l * b.rs + j * b.cs])
                     })
                     .sum();
             }
@@ -516,16 +581,43 @@ mod tests {
 
     #[test]
     fn agrees_with_plain_loops_in_every_layout() {
-        for (m, n, k) in [(1, 1, 1), (7, 17, 3), (6, 16, 256), (13, 131, 517), (97, 48, 64)] {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (7, 17, 3),
+            (6, 16, 256),
+            (13, 131, 517),
+            (97, 48, 64),
+        ] {
             let (a, b) = (fill(m * k, 1), fill(k * n, 2));
             for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
-                let am = if ta { Mat::rows(&a, m).t() } else { Mat::rows(&a, k) };
-                let bm = if tb { Mat::rows(&b, k).t() } else { Mat::rows(&b, n) };
+                let am = if ta {
+                    Mat::rows(&a, m).t()
+                } else {
+                    Mat::rows(&a, k)
+                };
+                let bm = if tb {
+                    Mat::rows(&b, k).t()
+                } else {
+                    Mat::rows(&b, n)
+                };
                 let mut c = vec![f32::NAN; m * n];
                 let seg = [Segment { a: am, b: bm, k }];
-                gemm(Dest { data: &mut c, ld: n }, None, (m, n), &seg, Start::Zero, |_, _, _, _| {});
+                gemm(
+                    Dest {
+                        data: &mut c,
+                        ld: n,
+                    },
+                    None,
+                    (m, n),
+                    &seg,
+                    Start::Zero,
+                    |_, _, _, _| {},
+                );
                 for (got, want) in c.iter().zip(naive(m, n, k, am, bm)) {
-                    assert!((f64::from(*got) - want).abs() <= 1e-5 * (k as f64).sqrt(), "{m} {n} {k}");
+                    assert!(
+                        (f64::from(*got) - want).abs() <= 1e-5 * (k as f64).sqrt(),
+                        "{m} {n} {k}"
+                    );
                 }
             }
         }
@@ -535,12 +627,34 @@ mod tests {
     fn a_row_has_the_same_bits_alone_and_in_company() {
         let (n, k) = (37, 700);
         let (a, b) = (fill(50 * k, 3), fill(k * n, 4));
-        let seg = |row: usize| Segment { a: Mat::rows(&a[row * k..], k), b: Mat::rows(&b, k).t(), k };
+        let seg = |row: usize| Segment {
+            a: Mat::rows(&a[row * k..], k),
+            b: Mat::rows(&b, k).t(),
+            k,
+        };
         let mut all = vec![0f32; 50 * n];
-        gemm(Dest { data: &mut all, ld: n }, None, (50, n), &[seg(0)], Start::Zero, |_, _, _, _| {});
+        gemm(
+            Dest {
+                data: &mut all,
+                ld: n,
+            },
+            None,
+            (50, n),
+            &[seg(0)],
+            Start::Zero,
+            |_, _, _, _| {},
+        );
         for row in [0, 5, 6, 29, 49] {
             let mut one = vec![0f32; n];
-            gemm_serial(Dest { data: &mut one, ld: n }, (1, n), &[seg(row)], Start::Zero);
+            gemm_serial(
+                Dest {
+                    data: &mut one,
+                    ld: n,
+                },
+                (1, n),
+                &[seg(row)],
+                Start::Zero,
+            );
             assert_eq!(one, all[row * n..(row + 1) * n]);
         }
     }
@@ -549,18 +663,45 @@ mod tests {
     fn finish_sees_every_element_once() {
         let (m, n, k) = (11, 150, 300);
         let (a, b) = (fill(m * k, 5), fill(k * n, 6));
-        let seg = [Segment { a: Mat::rows(&a, k), b: Mat::rows(&b, n), k }];
+        let seg = [Segment {
+            a: Mat::rows(&a, k),
+            b: Mat::rows(&b, n),
+            k,
+        }];
         let mut c = vec![0f32; m * n];
         let mut plain = c.clone();
-        gemm(Dest { data: &mut plain, ld: n }, None, (m, n), &seg, Start::Zero, |_, _, _, _| {});
+        gemm(
+            Dest {
+                data: &mut plain,
+                ld: n,
+            },
+            None,
+            (m, n),
+            &seg,
+            Start::Zero,
+            |_, _, _, _| {},
+        );
         let mut twice = vec![0f32; m * n];
-        let second = Some(Dest { data: &mut twice, ld: n });
-        gemm(Dest { data: &mut c, ld: n }, second, (m, n), &seg, Start::Zero, |_, _, run, other| {
-            for (x, y) in run.iter_mut().zip(other) {
-                *x += 1.0;
-                *y += 2.0 * *x;
-            }
+        let second = Some(Dest {
+            data: &mut twice,
+            ld: n,
         });
+        gemm(
+            Dest {
+                data: &mut c,
+                ld: n,
+            },
+            second,
+            (m, n),
+            &seg,
+            Start::Zero,
+            |_, _, run, other| {
+                for (x, y) in run.iter_mut().zip(other) {
+                    *x += 1.0;
+                    *y += 2.0 * *x;
+                }
+            },
+        );
         for (i, y) in plain.iter().enumerate() {
             assert_eq!((c[i], twice[i]), (y + 1.0, 2.0 * (y + 1.0)));
         }

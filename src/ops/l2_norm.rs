@@ -28,9 +28,21 @@ impl L2Norm {
     /// Adds the op; returns its result.
     pub fn push(g: &mut Graph, name: &str, inp: ValueId, rows: Rows) -> ValueId {
         let shape = g.get(inp).shape.clone();
-        let norm = g.value(format!("{name}.norm"), vec![shape[0], Dim::N(1)], Role::Temp);
+        let norm = g.value(
+            format!("{name}.norm"),
+            vec![shape[0], Dim::N(1)],
+            Role::Temp,
+        );
         let out = g.value(name, shape, Role::Temp);
-        g.nodes.push(L2Norm { inp, rows, out, norm }.into());
+        g.nodes.push(
+            L2Norm {
+                inp,
+                rows,
+                out,
+                norm,
+            }
+            .into(),
+        );
         out
     }
 }
@@ -45,10 +57,18 @@ impl Node for L2Norm {
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
-        let Some(dout) = bw.grad_of(self.out) else { return };
+        let Some(dout) = bw.grad_of(self.out) else {
+            return;
+        };
         let dinp = bw.like(self.inp);
         let (rows, out, norm) = (self.rows, self.out, self.norm);
-        bw.push(L2NormGrad { dout, rows, out, norm, dinp });
+        bw.push(L2NormGrad {
+            dout,
+            rows,
+            out,
+            norm,
+            dinp,
+        });
         bw.contribute(self.inp, dinp);
     }
 
@@ -126,17 +146,20 @@ impl Node for L2NormGrad {
         let rows = mem.batch.rows(self.rows);
         let reads = [Some(self.dout), Some(self.out), Some(self.norm)];
         let (r, mut w) = mem.bind(&reads, &[Some(self.dinp)]);
-        w[0][..rows * c].par_chunks_mut(c).enumerate().for_each(|(i, row)| {
-            let (d, y) = (&r[0][i * c..][..c], &r[1][i * c..][..c]);
-            vector(
-                #[inline(always)]
-                || {
-                    let (along, inv) = (dot(d, y), 1.0 / r[2][i]);
-                    for j in 0..c {
-                        row[j] = (d[j] - y[j] * along) * inv;
-                    }
-                },
-            );
-        });
+        w[0][..rows * c]
+            .par_chunks_mut(c)
+            .enumerate()
+            .for_each(|(i, row)| {
+                let (d, y) = (&r[0][i * c..][..c], &r[1][i * c..][..c]);
+                vector(
+                    #[inline(always)]
+                    || {
+                        let (along, inv) = (dot(d, y), 1.0 / r[2][i]);
+                        for j in 0..c {
+                            row[j] = (d[j] - y[j] * along) * inv;
+                        }
+                    },
+                );
+            });
     }
 }

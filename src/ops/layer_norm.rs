@@ -9,9 +9,9 @@ use super::fast::{LANES, sum_map, vector};
 use super::philox::{Dropout, RowKey};
 use super::real::Real;
 use super::{Node, member_slice, split_rows};
+use crate::exec::MemberStep;
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
-use crate::exec::MemberStep;
 use crate::graph::backward::Backward;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::text::pack::{Batch, Rows};
@@ -54,9 +54,23 @@ impl LayerNorm {
     ) -> ValueId {
         let shape = g.get(inp).shape.clone();
         let z = g.value(format!("{name}.z"), shape.clone(), Role::Temp);
-        let stats = g.value(format!("{name}.stats"), vec![shape[0], Dim::N(2)], Role::Temp);
+        let stats = g.value(
+            format!("{name}.stats"),
+            vec![shape[0], Dim::N(2)],
+            Role::Temp,
+        );
         let out = g.value(name, shape, Role::Temp);
-        let op = LayerNorm { inp, resid, weight, bias, z, stats, out, eps, dropout };
+        let op = LayerNorm {
+            inp,
+            resid,
+            weight,
+            bias,
+            z,
+            stats,
+            out,
+            eps,
+            dropout,
+        };
         g.nodes.push(op.into());
         out
     }
@@ -80,11 +94,17 @@ impl Node for LayerNorm {
     }
 
     fn inplace(&self) -> Vec<(ValueId, ValueId)> {
-        if self.inp == self.resid { vec![] } else { vec![(self.z, self.inp)] }
+        if self.inp == self.resid {
+            vec![]
+        } else {
+            vec![(self.z, self.inp)]
+        }
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
-        let Some(dout) = bw.grad_of(self.out) else { return };
+        let Some(dout) = bw.grad_of(self.out) else {
+            return;
+        };
         let dz = bw.like(self.resid);
         let dinp = match self.dropout {
             Some(_) => Some(bw.like(self.inp)),
@@ -123,7 +143,10 @@ impl Node for LayerNorm {
             let b = member_slice(&bias, mem.per_member(self.bias), g, c);
             for j in 0..c {
                 let keep = match &self.dropout {
-                    Some(d) => F::of(d.factor(&token_key(mem.batch, mem.steps, d.site, t), j).into()),
+                    Some(d) => F::of(
+                        d.factor(&token_key(mem.batch, mem.steps, d.site, t), j)
+                            .into(),
+                    ),
                     None => F::one(),
                 };
                 z[t * c + j] = resid[t * c + j] + keep * inp[t * c + j];
@@ -159,28 +182,35 @@ impl Node for LayerNorm {
         let z = split_rows(z, &chunks, c);
         let stats = split_rows(stats, &chunks, 2);
         let out = split_rows(out, &chunks, c);
-        chunks.par_iter().zip(z).zip(stats).zip(out).for_each(|(((k, z), stats), out)| {
-            let w = member_slice(weight, weights, k.member, c);
-            let b = member_slice(bias, biases, k.member, c);
-            vector(
-                #[inline(always)]
-                || {
-                    for (i, t) in (k.start..k.end).enumerate() {
-                        let (z, out) = (&mut z[i * c..][..c], &mut out[i * c..][..c]);
-                        if let Some(d) = &self.dropout {
-                            d.apply(&token_key(batch, steps, d.site, t), z);
+        chunks
+            .par_iter()
+            .zip(z)
+            .zip(stats)
+            .zip(out)
+            .for_each(|(((k, z), stats), out)| {
+                let w = member_slice(weight, weights, k.member, c);
+                let b = member_slice(bias, biases, k.member, c);
+                vector(
+                    #[inline(always)]
+                    || {
+                        for (i, t) in (k.start..k.end).enumerate() {
+                            let (z, out) = (&mut z[i * c..][..c], &mut out[i * c..][..c]);
+                            if let Some(d) = &self.dropout {
+                                d.apply(&token_key(batch, steps, d.site, t), z);
+                            }
+                            z.iter_mut()
+                                .zip(&resid[t * c..][..c])
+                                .for_each(|(z, r)| *z += r);
+                            let (mean, rstd) = row_stats(z, self.eps);
+                            for j in 0..c {
+                                out[j] = ((z[j] - mean) * rstd).mul_add(w[j], b[j]);
+                            }
+                            stats[2 * i] = mean;
+                            stats[2 * i + 1] = rstd;
                         }
-                        z.iter_mut().zip(&resid[t * c..][..c]).for_each(|(z, r)| *z += r);
-                        let (mean, rstd) = row_stats(z, self.eps);
-                        for j in 0..c {
-                            out[j] = ((z[j] - mean) * rstd).mul_add(w[j], b[j]);
-                        }
-                        stats[2 * i] = mean;
-                        stats[2 * i + 1] = rstd;
-                    }
-                },
-            );
-        });
+                    },
+                );
+            });
     }
 }
 
@@ -249,7 +279,10 @@ impl Node for LayerNormGrad {
                 let dx = rstd * (d(j) - s1 - xhat(j) * s2);
                 dz[t * c + j] = dx;
                 let keep = match &self.dropout {
-                    Some(d) => F::of(d.factor(&token_key(mem.batch, mem.steps, d.site, t), j).into()),
+                    Some(d) => F::of(
+                        d.factor(&token_key(mem.batch, mem.steps, d.site, t), j)
+                            .into(),
+                    ),
                     None => F::one(),
                 };
                 dinp[t * c + j] = dx * keep;
@@ -282,7 +315,9 @@ impl Node for LayerNormGrad {
             &[Some(self.dz), self.dinp, self.dweight, self.dbias],
         );
         let (z, stats, weight) = (r[0], r[1], r[2]);
-        let [dz, dinp, dweight, dbias] = &mut w[..] else { return };
+        let [dz, dinp, dweight, dbias] = &mut w[..] else {
+            return;
+        };
         let dz = split_rows(dz, &chunks, c);
         let mut dinp: Vec<Option<&mut [f32]>> = match self.dinp {
             Some(_) => split_rows(dinp, &chunks, c).into_iter().map(Some).collect(),
@@ -322,7 +357,10 @@ impl Node for LayerNormGrad {
             let (dw, db) = part.split_at(c);
             for (sum, term) in [(&mut *dweight, dw), (&mut *dbias, db)] {
                 if !sum.is_empty() {
-                    sum[k.member * c..][..c].iter_mut().zip(term).for_each(|(s, t)| *s += t);
+                    sum[k.member * c..][..c]
+                        .iter_mut()
+                        .zip(term)
+                        .for_each(|(s, t)| *s += t);
                 }
             }
         }
@@ -334,7 +372,11 @@ impl Node for LayerNormGrad {
 pub(crate) fn row_grad(d: &mut [f32], z: &[f32], w: &[f32], mean: f32, rstd: f32) {
     let n = d.len() as f32;
     let mut sums = [[0f32; LANES]; 2];
-    for ((d, z), w) in d.chunks_mut(LANES).zip(z.chunks(LANES)).zip(w.chunks(LANES)) {
+    for ((d, z), w) in d
+        .chunks_mut(LANES)
+        .zip(z.chunks(LANES))
+        .zip(w.chunks(LANES))
+    {
         for (i, ((d, z), w)) in d.iter_mut().zip(z).zip(w).enumerate() {
             *d *= w;
             sums[0][i] += *d;

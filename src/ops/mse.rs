@@ -30,7 +30,10 @@ impl Mse {
 /// Elements of a member's anchors and of its partners.
 fn pair(m: &MemberRows, e: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
     let (p, n) = (m.partners(), m.partners().len());
-    (m.seqs.start * e..(m.seqs.start + n) * e, p.start * e..p.end * e)
+    (
+        m.seqs.start * e..(m.seqs.start + n) * e,
+        p.start * e..p.end * e,
+    )
 }
 
 impl Node for Mse {
@@ -48,7 +51,10 @@ impl Node for Mse {
 
     fn grad(&self, bw: &mut Backward<'_>) {
         let dtext = bw.like(self.text);
-        bw.push(MseGrad { text: self.text, dtext });
+        bw.push(MseGrad {
+            text: self.text,
+            dtext,
+        });
         bw.contribute(self.text, dtext);
     }
 
@@ -57,7 +63,11 @@ impl Node for Mse {
         let loss = mem.batch.members.iter().map(|m| {
             let (a, p) = pair(m, e);
             let n = F::of(a.len().max(1) as f64);
-            x[a].iter().zip(&x[p]).map(|(a, p)| (*a - *p) * (*a - *p)).sum::<F>() / n
+            x[a].iter()
+                .zip(&x[p])
+                .map(|(a, p)| (*a - *p) * (*a - *p))
+                .sum::<F>()
+                / n
         });
         mem.set(self.loss, loss.collect());
     }
@@ -116,7 +126,12 @@ impl Node for MseGrad {
         let (batch, steps) = (mem.batch, mem.steps);
         let (r, mut w) = mem.bind(&[Some(self.text)], &[Some(self.dtext)]);
         w[0][..batch.seqs() * e].fill(0.0);
-        for (m, step) in batch.members.iter().zip(steps).filter(|(_, s)| s.weights.mse != 0.0) {
+        for (m, step) in batch
+            .members
+            .iter()
+            .zip(steps)
+            .filter(|(_, s)| s.weights.mse != 0.0)
+        {
             let (a, p) = pair(m, e);
             let scale = step.weights.mse * step.loss_scale * 2.0 / a.len().max(1) as f32;
             for (i, j) in a.zip(p) {

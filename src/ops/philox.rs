@@ -18,7 +18,12 @@ pub fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
     for _ in 0..10 {
         let p0 = u64::from(M0) * u64::from(c0);
         let p1 = u64::from(M1) * u64::from(c2);
-        (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
+        (c0, c1, c2, c3) = (
+            (p1 >> 32) as u32 ^ c1 ^ k0,
+            p1 as u32,
+            (p0 >> 32) as u32 ^ c3 ^ k1,
+            p0 as u32,
+        );
         k0 = k0.wrapping_add(W0);
         k1 = k1.wrapping_add(W1);
     }
@@ -41,17 +46,24 @@ pub struct Stream {
 impl Stream {
     /// The stream of that name, by a hash of the name (FNV-1a).
     pub fn named(seed: u64, name: &str) -> Stream {
-        let hash = name.bytes().fold(0x811C_9DC5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        let hash = name.bytes().fold(0x811C_9DC5u32, |h, b| {
+            (h ^ u32::from(b)).wrapping_mul(0x0100_0193)
+        });
         Stream { seed, stream: hash }
     }
 
     fn words(&self, index: u64) -> [u32; 4] {
-        philox(self.seed, [index as u32, (index >> 32) as u32, self.stream, u32::MAX])
+        philox(
+            self.seed,
+            [index as u32, (index >> 32) as u32, self.stream, u32::MAX],
+        )
     }
 
     /// `n` numbers uniform in +-bound.
     pub fn uniform(&self, n: usize, bound: f32) -> Vec<f32> {
-        (0..n).map(|i| (unit(self.words(i as u64)[0]) * 2.0 - 1.0) * bound).collect()
+        (0..n)
+            .map(|i| (unit(self.words(i as u64)[0]) * 2.0 - 1.0) * bound)
+            .collect()
     }
 
     /// `n` normal numbers (Box and Muller).
@@ -92,7 +104,12 @@ pub struct RowKey {
 impl RowKey {
     /// The row of a text of a member at a step.
     pub fn new(seed: u64, step: u32, site: u32, role: u8, item: u32, place: u32) -> RowKey {
-        RowKey { seed, place, what: site << 22 | u32::from(role) << 20 | (item & 0xF_FFFF), step }
+        RowKey {
+            seed,
+            place,
+            what: site << 22 | u32::from(role) << 20 | (item & 0xF_FFFF),
+            step,
+        }
     }
 
     /// Four words for columns `4 * block ..`.
@@ -118,7 +135,11 @@ impl Dropout {
     /// The factor of one column: 0 or [`Dropout::scale`]. The plain version.
     pub fn factor(&self, key: &RowKey, col: usize) -> f32 {
         let word = key.words(col as u32 / 4)[col % 4];
-        if word >= self.threshold() { self.scale() } else { 0.0 }
+        if word >= self.threshold() {
+            self.scale()
+        } else {
+            0.0
+        }
     }
 
     /// Multiplies a row by its factors.
@@ -143,7 +164,10 @@ mod tests {
     #[test]
     fn agrees_with_the_published_vectors() {
         // Known answers of Random123's kat_vectors for philox4x32-10.
-        assert_eq!(philox(0, [0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            philox(0, [0; 4]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
         assert_eq!(
             philox(u64::MAX, [u32::MAX; 4]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
@@ -167,7 +191,10 @@ mod tests {
         let x = Stream::named(1, "a").normal(20_000, 2.0);
         let mean = x.iter().sum::<f32>() / 20_000.0;
         let var = x.iter().map(|v| v * v).sum::<f32>() / 20_000.0;
-        assert!(mean.abs() < 0.05 && (var - 4.0).abs() < 0.15, "{mean} {var}");
+        assert!(
+            mean.abs() < 0.05 && (var - 4.0).abs() < 0.15,
+            "{mean} {var}"
+        );
         let u = Stream::named(1, "b").uniform(1000, 0.5);
         assert!(u.iter().all(|v| v.abs() <= 0.5) && u != Stream::named(1, "c").uniform(1000, 0.5));
     }

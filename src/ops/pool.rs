@@ -39,7 +39,9 @@ impl Node for Pool {
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
-        let Some(dout) = bw.grad_of(self.out) else { return };
+        let Some(dout) = bw.grad_of(self.out) else {
+            return;
+        };
         let dinp = bw.like(self.inp);
         bw.push(PoolGrad { dout, dinp });
         bw.contribute(self.inp, dinp);
@@ -121,7 +123,9 @@ impl Node for PoolGrad {
         dinp.par_chunks_mut(c).enumerate().for_each(|(t, row)| {
             let s = batch.token_seq[t] as usize;
             let inv = 1.0 / batch.segment(s).len() as f32;
-            row.iter_mut().zip(&r[0][s * c..][..c]).for_each(|(x, d)| *x = d * inv);
+            row.iter_mut()
+                .zip(&r[0][s * c..][..c])
+                .for_each(|(x, d)| *x = d * inv);
         });
     }
 }

@@ -3,7 +3,9 @@
 use num_traits::{Float, NumAssign};
 
 /// f32 or f64.
-pub trait Real: Float + NumAssign + Send + Sync + std::fmt::Debug + std::iter::Sum + 'static {
+pub trait Real:
+    Float + NumAssign + Send + Sync + std::fmt::Debug + std::iter::Sum + 'static
+{
     /// The nearest number.
     fn of(x: f64) -> Self;
     /// As f64.

@@ -1,3 +1,4 @@
 //! Texts: tokens and packing.
 
 pub mod pack;
+pub mod tokenizer;

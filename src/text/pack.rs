@@ -101,7 +101,11 @@ impl Batch {
     /// text's first token takes (2 for XLM-R, 0 for BERT); `images` is (N, E) in the members' item
     /// order, or empty.
     pub fn pack(members: &[MemberTexts<'_>], position_offset: u32, images: Vec<f32>) -> Batch {
-        let mut b = Batch { cu_seqlens: vec![0], images, ..Batch::default() };
+        let mut b = Batch {
+            cu_seqlens: vec![0],
+            images,
+            ..Batch::default()
+        };
         let mut item = 0;
         for (g, m) in members.iter().enumerate() {
             let (token0, seq0, item0) = (b.ids.len(), b.roles.len(), item);
@@ -146,7 +150,11 @@ impl Batch {
 
     /// The longest text.
     pub fn longest(&self) -> usize {
-        self.cu_seqlens.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
+        self.cu_seqlens
+            .windows(2)
+            .map(|w| w[1] - w[0])
+            .max()
+            .unwrap_or(0)
     }
 
     /// The smallest bucket that holds this batch.
@@ -199,7 +207,11 @@ impl Batch {
         for member in 0..self.members.len() {
             let range = self.member_rows(rows, member);
             for start in range.clone().step_by(size) {
-                out.push(Chunk { member, start, end: range.end.min(start + size) });
+                out.push(Chunk {
+                    member,
+                    start,
+                    end: range.end.min(start + size),
+                });
             }
         }
         out
@@ -213,9 +225,19 @@ mod tests {
     #[test]
     fn members_texts_and_chunks_are_cut_where_they_begin() {
         let ids: Vec<Vec<u32>> = vec![vec![0, 7, 2], vec![0, 2], vec![0, 8, 9, 2]];
-        let text = |i: usize| Text { ids: &ids[i], role: 0, item: i as u32 };
-        let a = MemberTexts { anchors: vec![text(0), text(1)], partners: vec![text(1), text(2)] };
-        let c = MemberTexts { anchors: vec![text(2)], partners: vec![] };
+        let text = |i: usize| Text {
+            ids: &ids[i],
+            role: 0,
+            item: i as u32,
+        };
+        let a = MemberTexts {
+            anchors: vec![text(0), text(1)],
+            partners: vec![text(1), text(2)],
+        };
+        let c = MemberTexts {
+            anchors: vec![text(2)],
+            partners: vec![],
+        };
         let b = Batch::pack(&[a, c], 2, vec![]);
         assert_eq!(b.cu_seqlens, [0, 3, 5, 7, 11, 15]);
         assert_eq!(b.positions[..5], [2, 3, 4, 2, 3]);
@@ -228,7 +250,21 @@ mod tests {
         assert_eq!(b.member_of(Rows::Items, 2), 1);
         let chunks = b.chunks(Rows::Tokens, 4);
         assert_eq!(chunks.len(), 4);
-        assert_eq!(chunks[2], Chunk { member: 0, start: 8, end: 11 });
-        assert_eq!(chunks[3], Chunk { member: 1, start: 11, end: 15 });
+        assert_eq!(
+            chunks[2],
+            Chunk {
+                member: 0,
+                start: 8,
+                end: 11
+            }
+        );
+        assert_eq!(
+            chunks[3],
+            Chunk {
+                member: 1,
+                start: 11,
+                end: 15
+            }
+        );
     }
 }

@@ -66,7 +66,11 @@ impl Strategy {
 
     /// Weights of the objective's terms.
     pub fn weights(self, text_loss: TextLoss, ratio: f32, stop_partner: bool) -> LossWeights {
-        let mut w = LossWeights { image_anchor: 1.0, stop_partner, ..LossWeights::default() };
+        let mut w = LossWeights {
+            image_anchor: 1.0,
+            stop_partner,
+            ..LossWeights::default()
+        };
         if self.partner().is_some() {
             match text_loss {
                 TextLoss::Mse => w.mse = ratio,
@@ -94,14 +98,21 @@ impl FromStr for Strategy {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Strategy, Error> {
-        let plain: String = s.to_lowercase().chars().filter(|c| !"_- ".contains(*c)).collect();
+        let plain: String = s
+            .to_lowercase()
+            .chars()
+            .filter(|c| !"_- ".contains(*c))
+            .collect();
         let name = plain.replace("method", "routine");
-        Strategy::ALL.into_iter().find(|k| k.to_string() == name).ok_or_else(|| {
-            crate::bad_input!(
-                "strategy: found `{s}`, expected baseline1, baseline2, routine1, routine2 or \
+        Strategy::ALL
+            .into_iter()
+            .find(|k| k.to_string() == name)
+            .ok_or_else(|| {
+                crate::bad_input!(
+                    "strategy: found `{s}`, expected baseline1, baseline2, routine1, routine2 or \
                  routine3 (method1 to method3 are the routines)"
-            )
-        })
+                )
+            })
     }
 }
 

@@ -72,7 +72,14 @@ impl TrainProgram {
         let grad_norm = GradNorm::push(&mut g, "grad_norm");
         g.nodes.push(AdamStep { norm: grad_norm }.into());
         g.check();
-        TrainProgram { graph: Arc::new(g), features, losses, grad_norm, grads, forward_nodes }
+        TrainProgram {
+            graph: Arc::new(g),
+            features,
+            losses,
+            grad_norm,
+            grads,
+            forward_nodes,
+        }
     }
 }
 
@@ -83,7 +90,10 @@ impl EncodeProgram {
         let features = text_tower(&mut g, c, head, adapter, DropoutRates::NONE);
         g.get_mut(features).role = Role::Output;
         g.check();
-        EncodeProgram { graph: Arc::new(g), features }
+        EncodeProgram {
+            graph: Arc::new(g),
+            features,
+        }
     }
 }
 
@@ -112,8 +122,14 @@ impl Losses {
             (weights.image_partner, image_partner),
         ];
         let part = aux.iter().find(|(w, _)| *w != 0.0).map_or(0.0, |(_, l)| *l);
-        let sum = aux.iter().map(|(w, l)| if *w == 0.0 { 0.0 } else { w * l }).sum::<f32>();
-        ([image_anchor, part], weights.image_anchor * image_anchor + sum)
+        let sum = aux
+            .iter()
+            .map(|(w, l)| if *w == 0.0 { 0.0 } else { w * l })
+            .sum::<f32>();
+        (
+            [image_anchor, part],
+            weights.image_anchor * image_anchor + sum,
+        )
     }
 }
 
@@ -130,8 +146,19 @@ pub struct TextModel {
 impl TextModel {
     /// Shares the mapped weights of an opened folder.
     pub fn new(files: TextModelFiles) -> TextModel {
-        let TextModelFiles { config, weights, prefix, head, .. } = files;
-        TextModel { config, head, prefix, weights: Arc::new(weights) }
+        let TextModelFiles {
+            config,
+            weights,
+            prefix,
+            head,
+            ..
+        } = files;
+        TextModel {
+            config,
+            head,
+            prefix,
+            weights: Arc::new(weights),
+        }
     }
 
     /// The checkpoint.
@@ -186,7 +213,10 @@ impl TextModel {
                 };
                 if values.len() != tensor.len {
                     let (found, want) = (values.len(), tensor.len);
-                    return Err(bad_input!("{}: {found} elements, expected {want}", tensor.name));
+                    return Err(bad_input!(
+                        "{}: {found} elements, expected {want}",
+                        tensor.name
+                    ));
                 }
                 state.set_value(t, g, &values);
             }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::bad_input;
 use crate::error::{Error, Result};
 use crate::weights::checkpoint::nearest;
+use crate::weights::preset::{PRESET_DROPOUT, PRESETS, Preset};
 
 /// Which encoder the text tower is; they differ in position ids and special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -67,62 +68,6 @@ pub struct TensorSizes {
     /// Rows of LinearTransformation, if there is one.
     pub head: Option<usize>,
 }
-
-/// A published encoder, by the name that M-CLIP's config.json gives in modelBase.
-struct Preset {
-    names: &'static [&'static str],
-    encoder: Encoder,
-    hidden: usize,
-    layers: usize,
-    heads: usize,
-    layer_norm_eps: f64,
-    pad_id: u64,
-}
-
-/// All presets have GELU and both dropouts at 0.1.
-const PRESET_DROPOUT: f64 = 0.1;
-
-const PRESETS: [Preset; 4] = [
-    Preset {
-        names: &["xlm-roberta-base", "FacebookAI/xlm-roberta-base"],
-        encoder: Encoder::XlmRoberta,
-        hidden: 768,
-        layers: 12,
-        heads: 12,
-        layer_norm_eps: 1e-5,
-        pad_id: 1,
-    },
-    Preset {
-        names: &["xlm-roberta-large", "FacebookAI/xlm-roberta-large"],
-        encoder: Encoder::XlmRoberta,
-        hidden: 1024,
-        layers: 24,
-        heads: 16,
-        layer_norm_eps: 1e-5,
-        pad_id: 1,
-    },
-    Preset {
-        names: &["LaBSE", "sentence-transformers/LaBSE"],
-        encoder: Encoder::Bert,
-        hidden: 768,
-        layers: 12,
-        heads: 12,
-        layer_norm_eps: 1e-12,
-        pad_id: 0,
-    },
-    Preset {
-        names: &[
-            "bert-base-multilingual-cased",
-            "google-bert/bert-base-multilingual-cased",
-        ],
-        encoder: Encoder::Bert,
-        hidden: 768,
-        layers: 12,
-        heads: 12,
-        layer_norm_eps: 1e-12,
-        pad_id: 0,
-    },
-];
 
 impl TextConfig {
     /// Reads `config.json` and joins it with what the tensors say.

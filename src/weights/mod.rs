@@ -3,10 +3,15 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod hub;
+pub mod inspect;
 pub mod pickle;
 mod pickle_machine;
+mod pickle_values;
+mod preset;
 pub mod safetensors;
 pub mod text_model;
+pub mod view;
 pub mod write;
 pub mod zip;

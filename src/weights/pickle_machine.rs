@@ -1,126 +1,12 @@
 //! A pickle interpreter that can build tensors and plain containers, and nothing else.
 //!
 //! Source: CPython's Lib/pickletools.py for the opcodes, torch/serialization.py for what
-//! `torch.save` makes of them. Compound values live in one [`Heap`] and refer to each other by
-//! index: a hostile file can nest or tie them as it likes without a stack overflow or a leak.
+//! `torch.save` makes of them.
 
 use std::collections::HashMap;
 
-use crate::tensor::Dtype;
 use crate::weights::pickle::storage_dtype;
-
-/// A value on the machine's stack; compound ones are indices into the [`Heap`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// A number or a byte string, of which no tensor depends.
-    Opaque,
-    Str(usize),
-    /// A list or a tuple.
-    Seq(usize),
-    Dict(usize),
-    Global(Global),
-    Storage(usize),
-    Tensor(usize),
-}
-
-/// The only names a file may refer to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(Dtype),
-}
-
-/// A tensor as the pickle describes it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct RawTensor {
-    pub dtype: Dtype,
-    /// The storage's name under `data/`.
-    pub key: String,
-    /// Values in the storage.
-    pub numel: usize,
-    /// First value in the storage.
-    pub offset: usize,
-    pub shape: Vec<usize>,
-    pub strides: Vec<usize>,
-}
-
-/// Everything that the pickle built.
-#[derive(Default)]
-pub(crate) struct Heap {
-    texts: Vec<String>,
-    seqs: Vec<Vec<Value>>,
-    dicts: Vec<Vec<(Value, Value)>>,
-    storages: Vec<(Dtype, String, usize)>,
-    tensors: Vec<RawTensor>,
-}
-
-impl Heap {
-    pub(crate) fn text(&self, id: usize) -> &str {
-        &self.texts[id]
-    }
-
-    pub(crate) fn dict(&self, id: usize) -> &[(Value, Value)] {
-        &self.dicts[id]
-    }
-
-    pub(crate) fn tensor(&self, id: usize) -> &RawTensor {
-        &self.tensors[id]
-    }
-
-    fn str(&mut self, text: &str) -> Value {
-        self.texts.push(text.to_string());
-        Value::Str(self.texts.len() - 1)
-    }
-
-    fn seq(&mut self, items: Vec<Value>) -> Value {
-        self.seqs.push(items);
-        Value::Seq(self.seqs.len() - 1)
-    }
-
-    fn new_dict(&mut self) -> Value {
-        self.dicts.push(Vec::new());
-        Value::Dict(self.dicts.len() - 1)
-    }
-
-    fn items(&self, value: Value) -> Option<&[Value]> {
-        match value {
-            Value::Seq(id) => Some(&self.seqs[id]),
-            _ => None,
-        }
-    }
-
-    fn sizes(&self, value: Value) -> Option<Vec<usize>> {
-        self.items(value)?.iter().map(|v| v.as_usize()).collect()
-    }
-}
-
-impl Value {
-    /// What the value is, in words.
-    pub(crate) fn kind(self) -> &'static str {
-        match self {
-            Value::None => "nothing (None)",
-            Value::Bool(_) | Value::Int(_) | Value::Opaque => "a plain value",
-            Value::Str(_) => "a text",
-            Value::Seq(_) => "a list",
-            Value::Dict(_) => "a dictionary",
-            Value::Global(_) => "a function or class",
-            Value::Storage(_) => "a bare storage",
-            Value::Tensor(_) => "a single tensor without a name",
-        }
-    }
-
-    fn as_usize(self) -> Option<usize> {
-        match self {
-            Value::Int(v) => usize::try_from(v).ok(),
-            _ => None,
-        }
-    }
-}
+use crate::weights::pickle_values::{Global, Heap, RawTensor, Value};
 
 /// Runs a pickle and gives its result; the error is the rest of a sentence.
 pub(crate) fn run(program: &[u8]) -> Result<(Heap, Value), String> {
@@ -324,7 +210,8 @@ impl<'a> Machine<'a> {
         let global = global.ok_or_else(|| {
             format!(
                 "asks for {module}.{name}; only tensors in plain dictionaries are read, and nothing \
-                 in the file is executed"
+                 in the file is executed; if you trust it, load it with PyTorch and save its tensors \
+                 alone: torch.save(model.state_dict(), 'weights.pt')"
             )
         })?;
         self.push(Value::Global(global))
@@ -342,9 +229,7 @@ impl<'a> Machine<'a> {
                     _,
                     numel,
                 ],
-            ) => numel
-                .as_usize()
-                .map(|numel| (dtype, self.heap.text(key).to_string(), numel)),
+            ) => numel.as_usize().map(|numel| (dtype, key, numel)),
             _ => None,
         };
         let storage = storage.ok_or("refers to a storage in an unknown way")?;
@@ -364,7 +249,6 @@ impl<'a> Machine<'a> {
             .to_vec();
         let value = match (global, &args[..]) {
             (Global::OrderedDict, []) => self.heap.new_dict(),
-            (Global::OrderedDict, [pairs]) => self.ordered_dict(*pairs)?,
             (Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => *tensor,
             (Global::RebuildTensor, [Value::Storage(storage), offset, shape, strides, ..]) => {
                 let sizes = (
@@ -375,7 +259,7 @@ impl<'a> Machine<'a> {
                 let (Some(offset), Some(shape), Some(strides)) = sizes else {
                     return Err("rebuilds a tensor from what is no shape".into());
                 };
-                let (dtype, key, numel) = self.heap.storages[*storage].clone();
+                let (dtype, key, numel) = self.heap.storages[*storage];
                 let tensor = RawTensor {
                     dtype,
                     key,
@@ -390,21 +274,6 @@ impl<'a> Machine<'a> {
             _ => return Err(format!("calls {global:?} with unexpected arguments")),
         };
         self.push(value)
-    }
-
-    fn ordered_dict(&mut self, pairs: Value) -> Step<Value> {
-        let pair = |&v: &Value| match self.heap.items(v) {
-            Some(&[key, value]) => Some((key, value)),
-            _ => None,
-        };
-        let pairs = self
-            .heap
-            .items(pairs)
-            .and_then(|list| list.iter().map(pair).collect());
-        self.heap
-            .dicts
-            .push(pairs.ok_or("builds an OrderedDict from what are no pairs")?);
-        Ok(Value::Dict(self.heap.dicts.len() - 1))
     }
 
     fn push(&mut self, value: Value) -> Step {

@@ -17,6 +17,7 @@ pub const HEAD_BIAS: &str = "LinearTransformation.bias";
 const PREFIXES: [&str; 4] = ["transformer.", "", "bert.", "roberta."];
 
 /// An opened text model whose tensors all have the shapes that its settings ask for.
+#[derive(Debug)]
 pub struct TextModelFiles {
     /// The folder that was opened.
     pub folder: PathBuf,
@@ -46,17 +47,32 @@ impl TextModelFiles {
                 folder.display()
             ));
         }
-        let weights = Checkpoint::open(folder)?;
-        let prefix = find_prefix(&weights)?;
-        let sizes = tensor_sizes(&weights, prefix)?;
-        let config = TextConfig::read(&folder.join("config.json"), &sizes)?;
-        check_tensors(&weights, prefix, &sizes)?;
-        let tokenizer = find_tokenizer(folder)?;
+        let tokenizer = find_tokenizer(folder);
+        let files = Self::from_parts(&folder.join("config.json"), folder, Path::new(""))?;
         Ok(TextModelFiles {
             folder: folder.to_path_buf(),
+            tokenizer: tokenizer?,
+            ..files
+        })
+    }
+
+    /// [`TextModelFiles::open`] for files that do not lie together under their usual names. The
+    /// tokenizer is not looked at.
+    ///
+    /// # Errors
+    /// As [`TextModelFiles::open`].
+    pub fn from_parts(config: &Path, weights: &Path, tokenizer: &Path) -> Result<TextModelFiles> {
+        let weights = Checkpoint::open(weights)?;
+        let prefix = find_prefix(&weights)?;
+        let sizes = tensor_sizes(&weights, prefix)?;
+        let folder = config.parent().unwrap_or(Path::new("")).to_path_buf();
+        let config = TextConfig::read(config, &sizes)?;
+        check_tensors(&weights, prefix, &sizes)?;
+        Ok(TextModelFiles {
+            folder,
             config,
             weights,
-            tokenizer,
+            tokenizer: tokenizer.to_path_buf(),
             prefix: prefix.to_string(),
             head: sizes.head.is_some(),
         })
@@ -265,7 +281,7 @@ fn find_tokenizer(folder: &Path) -> Result<PathBuf> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::weights::write::{OutTensor, write_safetensors};
     use serde_json::{Value, json};
@@ -328,10 +344,7 @@ pub(crate) mod tests {
     }
 
     fn message(dir: &Path) -> String {
-        match TextModelFiles::open(dir) {
-            Ok(_) => panic!("accepted"),
-            Err(e) => e.to_string(),
-        }
+        TextModelFiles::open(dir).unwrap_err().to_string()
     }
 
     #[test]
@@ -366,6 +379,29 @@ pub(crate) mod tests {
             assert_eq!((files.prefix.as_str(), files.head), (prefix, false));
             assert_eq!((files.config.embed_dim, files.config.max_tokens()), (8, 10));
         }
+    }
+
+    #[test]
+    fn opens_the_golden_models() {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+        let shared = std::env::var_os("CROSSTUNE_SHARED").map_or(beside, PathBuf::from);
+        let open = shared.join("goldens/open");
+        if !open.is_dir() {
+            eprintln!("skipped: no shared/goldens beside the checkout (CROSSTUNE_SHARED)");
+            return;
+        }
+        for (stem, vocab, embed_dim, max_tokens) in [("", 512, 48, 64), ("bert_", 400, 64, 64)] {
+            let config = open.join(format!("{stem}config.json"));
+            let weights = open.join(format!("{stem}model.safetensors"));
+            let files = TextModelFiles::from_parts(&config, &weights, Path::new("")).unwrap();
+            let got = &files.config;
+            assert_eq!(
+                (got.vocab, got.embed_dim, got.max_tokens()),
+                (vocab, embed_dim, max_tokens)
+            );
+        }
+        // Complete but for its tokenizer.
+        assert!(message(&open).contains("tokenizer.json: cannot be read"));
     }
 
     #[test]

@@ -20,16 +20,17 @@ const ENCRYPTED: u16 = 1;
 const END_BYTES: usize = 22;
 
 /// Where the entries of a zip file lie, by name.
+///
+/// An entry that cannot be read (a compressed one) is an error only to those who ask for it.
 pub struct Archive {
-    entries: HashMap<String, Range<usize>>,
+    entries: Entries,
 }
 
 impl Archive {
     /// Reads the central directory and each entry's local header; no entry's data is touched.
     ///
     /// # Errors
-    /// [`crate::error::Error::Input`] for a truncated or damaged file and for compressed or
-    /// encrypted entries.
+    /// [`crate::error::Error::Input`] for a file whose directory is missing or damaged.
     pub fn read(path: &Path, bytes: &[u8]) -> Result<Archive> {
         let file = path.display();
         let Some(end) = find_end(bytes) else {
@@ -43,9 +44,22 @@ impl Archive {
             .map_err(|why| bad_input!("{file}: is a zip file that cannot be read: {why}"))
     }
 
-    /// The bytes of the file that are this entry's data.
-    pub fn get(&self, name: &str) -> Option<Range<usize>> {
-        self.entries.get(name).cloned()
+    /// The bytes of the file that are this entry's data; `None` when there is no such entry.
+    ///
+    /// # Errors
+    /// The rest of a sentence that begins with the file, for an entry that is compressed,
+    /// encrypted, or not where the directory says.
+    pub fn get(&self, name: &str) -> std::result::Result<Option<Range<usize>>, String> {
+        match self.entries.get(name) {
+            None => Ok(None),
+            Some(Ok(range)) => Ok(Some(range.clone())),
+            Some(Err(why)) => Err(format!("its entry {name} {why}")),
+        }
+    }
+
+    /// Whether there is an entry of that name, readable or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
     }
 
     /// The names of all entries, in no order.
@@ -64,7 +78,8 @@ fn find_end(bytes: &[u8]) -> Option<usize> {
     })
 }
 
-type Entries = HashMap<String, Range<usize>>;
+/// Where each entry's data lies, or why it cannot be read.
+type Entries = HashMap<String, std::result::Result<Range<usize>, String>>;
 
 fn read_directory(bytes: &[u8], end: usize) -> std::result::Result<Entries, String> {
     const CUT: &str = "its directory is damaged";
@@ -83,8 +98,10 @@ fn read_directory(bytes: &[u8], end: usize) -> std::result::Result<Entries, Stri
         let name = String::from_utf8_lossy(name).into_owned();
         let extra_at = name_at + name_len;
         let extra = bytes.get(extra_at..extra_at + extra_len).ok_or(CUT)?;
-        let data = entry_data(bytes, at, extra).map_err(|why| format!("its entry {name} {why}"))?;
-        if entries.insert(name.clone(), data).is_some() {
+        if entries
+            .insert(name.clone(), entry_data(bytes, at, extra))
+            .is_some()
+        {
             return Err(format!("its entry {name} stands in it twice"));
         }
         at = extra_at + extra_len + comment_len;
@@ -254,7 +271,7 @@ pub(crate) mod tests {
 
     fn message(bytes: &[u8]) -> String {
         match Archive::read(Path::new("a.bin"), bytes) {
-            Ok(_) => panic!("accepted"),
+            Ok(zip) => zip.get("one").unwrap_err(),
             Err(e) => e.to_string(),
         }
     }
@@ -265,10 +282,10 @@ pub(crate) mod tests {
             let bytes = archive(&[("a/one", b"hello"), ("a/two", b""), ("b", b"xy")], zip64);
             let zip = Archive::read(Path::new("a.bin"), &bytes).unwrap();
             assert_eq!(zip.names().count(), 3);
-            assert_eq!(&bytes[zip.get("a/one").unwrap()], b"hello");
-            assert_eq!(&bytes[zip.get("a/two").unwrap()], b"");
-            assert_eq!(&bytes[zip.get("b").unwrap()], b"xy");
-            assert!(zip.get("c").is_none());
+            assert_eq!(&bytes[zip.get("a/one").unwrap().unwrap()], b"hello");
+            assert_eq!(&bytes[zip.get("a/two").unwrap().unwrap()], b"");
+            assert_eq!(&bytes[zip.get("b").unwrap().unwrap()], b"xy");
+            assert_eq!(zip.get("c"), Ok(None));
         }
     }
 

@@ -26,7 +26,10 @@ pub fn shared() -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    println!("SKIPPED: {} is absent (set CROSSTUNE_SHARED)", folder.display());
+    println!(
+        "SKIPPED: {} is absent (set CROSSTUNE_SHARED)",
+        folder.display()
+    );
     None
 }
 
@@ -52,7 +55,10 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], atol: f32, rtol: f32)
     }
     let (i, ratio) = worst;
     if ratio > 1.0 {
-        panic!("{what}: at {i} got {}, want {}: {ratio:.3} times the limit", got[i], want[i]);
+        panic!(
+            "{what}: at {i} got {}, want {}: {ratio:.3} times the limit",
+            got[i], want[i]
+        );
     }
     ratio
 }

@@ -50,7 +50,9 @@ impl Node for InputGrad {
         let k = mem.channels(self.dinp);
         let (dout, width) = (mem.get(self.dout), mem.channels(self.dout));
         let rows = mem.batch.rows(self.rows);
-        let mut dinp = self.resid.map_or(vec![F::zero(); rows * k], |id| mem.get(id));
+        let mut dinp = self
+            .resid
+            .map_or(vec![F::zero(); rows * k], |id| mem.get(id));
         dinp.truncate(rows * k);
         let cols = columns(mem.graph, &self.parts);
         for ((p, at), branch) in self.parts.iter().zip(&cols).zip(&self.branches) {
@@ -87,9 +89,16 @@ impl Node for InputGrad {
         let n = self.parts.len();
         let cols = columns(mem.graph, &self.parts);
         let per_member = self.parts.iter().any(|p| mem.per_member(p.weight));
-        let per: Vec<bool> = self.parts.iter().map(|p| mem.per_member(p.weight)).collect();
-        let ranks: Vec<usize> =
-            self.parts.iter().map(|p| p.lora.map_or(0, |l| mem.channels(l.lora_b))).collect();
+        let per: Vec<bool> = self
+            .parts
+            .iter()
+            .map(|p| mem.per_member(p.weight))
+            .collect();
+        let ranks: Vec<usize> = self
+            .parts
+            .iter()
+            .map(|p| p.lora.map_or(0, |l| mem.channels(l.lora_b)))
+            .collect();
         let mut reads = vec![Some(self.dout), self.resid];
         reads.extend(self.parts.iter().map(|p| Some(p.weight)));
         reads.extend(self.parts.iter().map(|p| p.lora.map(|l| l.lora_a)));
@@ -110,7 +119,11 @@ impl Node for InputGrad {
                 .map(|i| {
                     let a = Mat::rows(&dout[rows.start * width + cols[i].start..], width);
                     let weight = member_slice(weights[i], per[i], g, cols[i].len * k);
-                    Segment { a, b: Mat::rows(weight, k), k: cols[i].len }
+                    Segment {
+                        a,
+                        b: Mat::rows(weight, k),
+                        k: cols[i].len,
+                    }
                 })
                 .collect();
             let finish = |row: usize, col: usize, run: &mut [f32], _: &mut [f32]| {
@@ -125,7 +138,10 @@ impl Node for InputGrad {
                     axpy(run, 1.0, &resid[row * k + col..][..run.len()]);
                 }
             };
-            let dest = Dest { data: &mut w[0][rows.start * k..], ld: k };
+            let dest = Dest {
+                data: &mut w[0][rows.start * k..],
+                ld: k,
+            };
             gemm(dest, None, (rows.len(), k), &segments, Start::Zero, finish);
         }
     }
@@ -188,7 +204,10 @@ impl Node for WeightGrad {
         let (k, width) = (mem.channels(self.inp), mem.channels(self.dout));
         let batch = mem.batch;
         let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
-        let (r, mut w) = mem.bind(&[Some(self.inp), Some(self.dout)], &[self.dweight, self.dbias]);
+        let (r, mut w) = mem.bind(
+            &[Some(self.inp), Some(self.dout)],
+            &[self.dweight, self.dbias],
+        );
         let (inp, dout) = (r[0], r[1]);
         let [dweight, dbias] = &mut w[..] else { return };
         for (rows, g) in row_groups(batch, self.rows, true) {
@@ -198,20 +217,36 @@ impl Node for WeightGrad {
             if self.dweight.is_some() {
                 let a = Mat::rows(&dout[rows.start * width + start..], width).t();
                 let b = Mat::rows(&inp[rows.start * k..], k);
-                let segment = [Segment { a, b, k: rows.len() }];
-                let dest = Dest { data: &mut dweight[g * len * k..], ld: k };
-                gemm(dest, None, (len, k), &segment, Start::Accumulate, |_, _, _, _| {});
+                let segment = [Segment {
+                    a,
+                    b,
+                    k: rows.len(),
+                }];
+                let dest = Dest {
+                    data: &mut dweight[g * len * k..],
+                    ld: k,
+                };
+                gemm(
+                    dest,
+                    None,
+                    (len, k),
+                    &segment,
+                    Start::Accumulate,
+                    |_, _, _, _| {},
+                );
             }
             if self.dbias.is_some() {
                 let sums = &mut dbias[g * len..][..len];
-                sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sum)| {
-                    let from = start + i * COLUMNS;
-                    vector(|| {
-                        for t in rows.clone() {
-                            axpy(sum, 1.0, &dout[t * width + from..][..sum.len()]);
-                        }
+                sums.par_chunks_mut(COLUMNS)
+                    .enumerate()
+                    .for_each(|(i, sum)| {
+                        let from = start + i * COLUMNS;
+                        vector(|| {
+                            for t in rows.clone() {
+                                axpy(sum, 1.0, &dout[t * width + from..][..sum.len()]);
+                            }
+                        });
                     });
-                });
             }
         }
     }
@@ -256,7 +291,10 @@ impl Node for LoraGrad {
         let (rows, members) = (mem.batch.rows(self.rows), mem.batch.members.len());
         let scale = F::of(self.lora.scale.into());
         let mut v = vec![F::zero(); rows * r];
-        let (mut da, mut db) = (vec![F::zero(); members * r * k], vec![F::zero(); members * len * r]);
+        let (mut da, mut db) = (
+            vec![F::zero(); members * r * k],
+            vec![F::zero(); members * len * r],
+        );
         for t in 0..rows {
             let g = mem.batch.member_of(self.rows, t);
             for i in 0..r {
@@ -284,7 +322,12 @@ impl Node for LoraGrad {
         let batch = mem.batch;
         let rank = mem.channels(self.lora.lora_b);
         let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
-        let reads = [Some(self.inp), Some(self.dout), Some(self.lora.u), Some(self.lora.lora_b)];
+        let reads = [
+            Some(self.inp),
+            Some(self.dout),
+            Some(self.lora.u),
+            Some(self.lora.lora_b),
+        ];
         let (r, mut w) = mem.bind(&reads, &[Some(self.v), self.grads.0, self.grads.1]);
         let (inp, dout, u) = (r[0], r[1], r[2]);
         let [v, da, db] = &mut w[..] else { return };
@@ -294,12 +337,17 @@ impl Node for LoraGrad {
             if !da.is_empty() {
                 let dest = &mut da[g * rank * k..][..rank * k];
                 for (i, col, sum) in row_sums(batch, (self.rows, g), (v, rank), (inp, k, 0), k) {
-                    dest[i * k + col..][..sum.len()].iter_mut().zip(&sum).for_each(|(d, s)| *d += s);
+                    dest[i * k + col..][..sum.len()]
+                        .iter_mut()
+                        .zip(&sum)
+                        .for_each(|(d, s)| *d += s);
                 }
             }
             if !db.is_empty() {
                 let dest = &mut db[g * rank * len..][..rank * len];
-                for (i, col, sum) in row_sums(batch, (self.rows, g), (u, rank), (dout, width, start), len) {
+                for (i, col, sum) in
+                    row_sums(batch, (self.rows, g), (u, rank), (dout, width, start), len)
+                {
                     for (o, s) in sum.iter().enumerate() {
                         dest[(col + o) * rank + i] += self.lora.scale * s;
                     }
@@ -335,7 +383,9 @@ fn row_sums(
                 }
             });
             let runs: Vec<Vec<f32>> = sums.chunks_exact(cols).map(<[f32]>::to_vec).collect();
-            runs.into_iter().enumerate().map(move |(i, sum)| (i, col, sum))
+            runs.into_iter()
+                .enumerate()
+                .map(move |(i, sum)| (i, col, sum))
         })
         .collect()
 }

@@ -90,15 +90,37 @@ impl Linear {
             };
             let lora = l.lora.map(|(lora_a, lora_b, scale)| {
                 let r = g.channels(lora_b);
-                let u = g.value(format!("{name}.lora{i}.u"), vec![row_dim, Dim::N(r)], Role::Temp);
-                Lora { lora_a, lora_b, scale, u }
+                let u = g.value(
+                    format!("{name}.lora{i}.u"),
+                    vec![row_dim, Dim::N(r)],
+                    Role::Temp,
+                );
+                Lora {
+                    lora_a,
+                    lora_b,
+                    scale,
+                    u,
+                }
             });
-            parts.push(Part { weight: l.weight, bias: l.bias, lora });
+            parts.push(Part {
+                weight: l.weight,
+                bias: l.bias,
+                lora,
+            });
         }
         let shape = vec![row_dim, Dim::N(width)];
         let out = g.value(name, shape.clone(), Role::Temp);
         let act = act.then(|| g.value(format!("{name}.gelu"), shape, Role::Temp));
-        g.nodes.push(Linear { inp, rows, parts, out, act }.into());
+        g.nodes.push(
+            Linear {
+                inp,
+                rows,
+                parts,
+                out,
+                act,
+            }
+            .into(),
+        );
         act.unwrap_or(out)
     }
 }
@@ -121,7 +143,10 @@ pub(crate) fn columns(graph: &Graph, parts: &[Part]) -> Vec<Columns> {
                 _ => 0,
             };
             start += len;
-            Columns { start: start - len, len }
+            Columns {
+                start: start - len,
+                len,
+            }
         })
         .collect()
 }
@@ -149,7 +174,11 @@ impl Node for Linear {
             Some(act) => {
                 let Some(dout) = bw.grad_of(act) else { return };
                 let dinp = bw.like(self.out);
-                bw.push(super::gelu::GeluGrad { inp: self.out, dout, dinp });
+                bw.push(super::gelu::GeluGrad {
+                    inp: self.out,
+                    dout,
+                    dinp,
+                });
                 dinp
             }
             None => match bw.grad_of(self.out) {
@@ -163,20 +192,47 @@ impl Node for Linear {
                 let v = bw.like(lora.u);
                 let grads = (bw.param_grad(lora.lora_a), bw.param_grad(lora.lora_b));
                 let (inp, rows, parts) = (self.inp, self.rows, self.parts.clone());
-                bw.push(LoraGrad { inp, rows, parts, part: i, lora, dout, v, grads });
+                bw.push(LoraGrad {
+                    inp,
+                    rows,
+                    parts,
+                    part: i,
+                    lora,
+                    dout,
+                    v,
+                    grads,
+                });
                 v
             }));
-            let (dweight, dbias) = (bw.param_grad(p.weight), p.bias.and_then(|b| bw.param_grad(b)));
+            let (dweight, dbias) = (
+                bw.param_grad(p.weight),
+                p.bias.and_then(|b| bw.param_grad(b)),
+            );
             if dweight.is_some() || dbias.is_some() {
                 let (inp, rows, parts) = (self.inp, self.rows, self.parts.clone());
-                bw.push(WeightGrad { inp, rows, parts, part: i, dout, dweight, dbias });
+                bw.push(WeightGrad {
+                    inp,
+                    rows,
+                    parts,
+                    part: i,
+                    dout,
+                    dweight,
+                    dbias,
+                });
             }
         }
         if bw.needs(self.inp) {
             let resid = bw.grad_of(self.inp);
             let dinp = bw.like(self.inp);
             let (rows, parts) = (self.rows, self.parts.clone());
-            bw.push(InputGrad { dout, rows, parts, branches, resid, dinp });
+            bw.push(InputGrad {
+                dout,
+                rows,
+                parts,
+                branches,
+                resid,
+                dinp,
+            });
             bw.set(self.inp, dinp);
         }
     }
@@ -245,13 +301,27 @@ impl Node for Linear {
                 }
                 let weight = member_slice(weight, per_weight, g, at.len * k);
                 let a = Mat::rows(&inp[rows.start * k..], k);
-                let segment = [Segment { a, b: Mat::rows(weight, k).t(), k }];
+                let segment = [Segment {
+                    a,
+                    b: Mat::rows(weight, k).t(),
+                    k,
+                }];
                 let first = rows.start * width + at.start;
-                let dest = Dest { data: &mut out[first..], ld: width };
-                let second = self.act.map(|_| Dest { data: &mut act[first..], ld: width });
+                let dest = Dest {
+                    data: &mut out[first..],
+                    ld: width,
+                };
+                let second = self.act.map(|_| Dest {
+                    data: &mut act[first..],
+                    ld: width,
+                });
                 let finish = |row: usize, col: usize, run: &mut [f32], act: &mut [f32]| {
                     let row = rows.start + row;
-                    let g = if per_bias || branch.is_some() { batch.member_of(self.rows, row) } else { 0 };
+                    let g = if per_bias || branch.is_some() {
+                        batch.member_of(self.rows, row)
+                    } else {
+                        0
+                    };
                     if !bias.is_empty() {
                         let b = &member_slice(bias, per_bias, g, at.len)[col..][..run.len()];
                         run.iter_mut().zip(b).for_each(|(x, b)| *x += b);
@@ -261,7 +331,14 @@ impl Node for Linear {
                     }
                     act.iter_mut().zip(&*run).for_each(|(y, x)| *y = gelu(*x));
                 };
-                gemm(dest, second, (rows.len(), at.len), &segment, Start::Zero, finish);
+                gemm(
+                    dest,
+                    second,
+                    (rows.len(), at.len),
+                    &segment,
+                    Start::Zero,
+                    finish,
+                );
             }
         }
     }
@@ -274,7 +351,9 @@ pub(crate) fn row_groups(
     per_member: bool,
 ) -> Vec<(std::ops::Range<usize>, usize)> {
     if per_member {
-        (0..batch.members.len()).map(|g| (batch.member_rows(rows, g), g)).collect()
+        (0..batch.members.len())
+            .map(|g| (batch.member_rows(rows, g), g))
+            .collect()
     } else {
         vec![(0..batch.rows(rows), 0)]
     }
@@ -303,7 +382,12 @@ impl Branch {
 
     /// A table (G, R, width) as it lies in memory.
     pub(crate) fn direct(table: &[f32], rank: usize, width: usize) -> Branch {
-        Branch { table: table.to_vec(), rank, width, scale: 1.0 }
+        Branch {
+            table: table.to_vec(),
+            rank,
+            width,
+            scale: 1.0,
+        }
     }
 
     /// The transpose of (G, width, R).
@@ -316,7 +400,12 @@ impl Branch {
                 }
             }
         }
-        Branch { table: out, rank, width, scale }
+        Branch {
+            table: out,
+            rank,
+            width,
+            scale,
+        }
     }
 
     /// `out[row, r] = scale * dot(inp[row, from..from + width], table[g, r])` for all rows.
@@ -351,8 +440,10 @@ fn forward_branch(mem: &mut CpuMem<'_>, op: &Linear, lora: &Lora, width: usize) 
     let k = mem.channels(op.inp);
     let rank = mem.channels(lora.lora_b);
     let batch = mem.batch;
-    let (r, mut w) =
-        mem.bind(&[Some(op.inp), Some(lora.lora_a), Some(lora.lora_b)], &[Some(lora.u)]);
+    let (r, mut w) = mem.bind(
+        &[Some(op.inp), Some(lora.lora_a), Some(lora.lora_b)],
+        &[Some(lora.u)],
+    );
     Branch::direct(r[1], rank, k).project(w[0], (r[0], k, 0), batch, op.rows);
     Branch::transposed(r[2], rank, width, lora.scale)
 }
