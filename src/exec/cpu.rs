@@ -1,12 +1,14 @@
 //! The CPU executor: one arena, one pool of threads, each op's fast version in node order.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::state::TrainState;
 use super::{Executor, Frozen, MemberStep};
 use crate::error::Result;
 use crate::graph::plan::{Plan, Reuse};
 use crate::graph::{Bucket, Graph, Role, ValueId};
+use crate::ops::Op;
 use crate::text::pack::Batch;
 
 /// Where a value's memory is.
@@ -135,6 +137,9 @@ impl CpuMem<'_> {
     }
 }
 
+/// Told of every node that ran, and how long it took.
+type Observer = Box<dyn FnMut(&Op, Duration) + Send>;
+
 /// Runs a graph on this machine's cores.
 pub struct CpuExecutor {
     graph: Arc<Graph>,
@@ -145,6 +150,7 @@ pub struct CpuExecutor {
     pool: Arc<rayon::ThreadPool>,
     reuse: Reuse,
     true_rows: Bucket,
+    observer: Option<Observer>,
 }
 
 impl CpuExecutor {
@@ -191,7 +197,13 @@ impl CpuExecutor {
             pool,
             reuse: Reuse::Packed,
             true_rows,
+            observer: None,
         }
+    }
+
+    /// Calls `observer` after every node from now on, with the time that it took.
+    pub fn observe(&mut self, observer: impl FnMut(&Op, Duration) + Send + 'static) {
+        self.observer = Some(Box::new(observer));
     }
 
     /// Gives every value a place of its own, filled with NaN before each step: to find reads of
@@ -244,9 +256,14 @@ impl Executor for CpuExecutor {
             arena: &mut self.arena,
             frozen: &self.frozen,
         };
+        let observer = &mut self.observer;
         self.pool.install(|| {
             for op in &mem.graph.nodes {
+                let start = Instant::now();
                 op.cpu(&mut mem);
+                if let Some(observer) = observer {
+                    observer(op, start.elapsed());
+                }
             }
         });
         Ok(())

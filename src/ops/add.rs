@@ -48,7 +48,10 @@ impl Node for Add {
         w[0].par_chunks_mut(1 << 14)
             .zip(r[0].par_chunks(1 << 14))
             .for_each(|(y, x)| {
-                vector(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+                vector(
+                    #[inline(always)]
+                    || y.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+                );
             });
     }
 }

@@ -231,6 +231,7 @@ fn block_logits(
         (rows, n),
         &[seg],
         Start::Zero,
+        #[inline(always)]
         |_, _, run, _| {
             run.iter_mut().for_each(|x| *x *= LOGIT_SCALE);
         },

@@ -356,7 +356,11 @@ fn scatter(grad: &mut [f32], rows: &[f32], ids: &[u32], tokens: std::ops::Range<
         (rest, next) = (tail, id + 1);
     }
     owners.into_par_iter().for_each(|(row, run)| {
-        run.iter()
-            .for_each(|&t| vector(|| axpy(row, 1.0, &rows[t * c..][..c])));
+        run.iter().for_each(|&t| {
+            vector(
+                #[inline(always)]
+                || axpy(row, 1.0, &rows[t * c..][..c]),
+            )
+        });
     });
 }

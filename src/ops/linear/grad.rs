@@ -126,23 +126,30 @@ impl Node for InputGrad {
                     }
                 })
                 .collect();
-            let finish = |row: usize, col: usize, run: &mut [f32], _: &mut [f32]| {
-                let row = rows.start + row;
-                if !branches.is_empty() {
-                    let g = batch.member_of(self.rows, row);
-                    for (b, coeff) in &branches {
-                        b.add(run, coeff, (row, col), g);
-                    }
-                }
-                if !resid.is_empty() {
-                    axpy(run, 1.0, &resid[row * k + col..][..run.len()]);
-                }
-            };
             let dest = Dest {
                 data: &mut w[0][rows.start * k..],
                 ld: k,
             };
-            gemm(dest, None, (rows.len(), k), &segments, Start::Zero, finish);
+            gemm(
+                dest,
+                None,
+                (rows.len(), k),
+                &segments,
+                Start::Zero,
+                #[inline(always)]
+                |row, col, run, _| {
+                    let row = rows.start + row;
+                    if !branches.is_empty() {
+                        let g = batch.member_of(self.rows, row);
+                        for (b, coeff) in &branches {
+                            b.add(run, coeff, (row, col), g);
+                        }
+                    }
+                    if !resid.is_empty() {
+                        axpy(run, 1.0, &resid[row * k + col..][..run.len()]);
+                    }
+                },
+            );
         }
     }
 }
@@ -241,11 +248,14 @@ impl Node for WeightGrad {
                     .enumerate()
                     .for_each(|(i, sum)| {
                         let from = start + i * COLUMNS;
-                        vector(|| {
-                            for t in rows.clone() {
-                                axpy(sum, 1.0, &dout[t * width + from..][..sum.len()]);
-                            }
-                        });
+                        vector(
+                            #[inline(always)]
+                            || {
+                                for t in rows.clone() {
+                                    axpy(sum, 1.0, &dout[t * width + from..][..sum.len()]);
+                                }
+                            },
+                        );
                     });
             }
         }
@@ -374,14 +384,17 @@ fn row_sums(
             let col = block * COLUMNS;
             let cols = COLUMNS.min(width - col);
             let mut sums = vec![0f32; rank * cols];
-            vector(|| {
-                for t in range.clone() {
-                    let run = &x[t * ld + from + col..][..cols];
-                    for (sum, c) in sums.chunks_exact_mut(cols).zip(&coeff[t * rank..]) {
-                        axpy(sum, *c, run);
+            vector(
+                #[inline(always)]
+                || {
+                    for t in range.clone() {
+                        let run = &x[t * ld + from + col..][..cols];
+                        for (sum, c) in sums.chunks_exact_mut(cols).zip(&coeff[t * rank..]) {
+                            axpy(sum, *c, run);
+                        }
                     }
-                }
-            });
+                },
+            );
             let runs: Vec<Vec<f32>> = sums.chunks_exact(cols).map(<[f32]>::to_vec).collect();
             runs.into_iter()
                 .enumerate()

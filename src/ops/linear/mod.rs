@@ -315,29 +315,28 @@ impl Node for Linear {
                     data: &mut act[first..],
                     ld: width,
                 });
-                let finish = |row: usize, col: usize, run: &mut [f32], act: &mut [f32]| {
-                    let row = rows.start + row;
-                    let g = if per_bias || branch.is_some() {
-                        batch.member_of(self.rows, row)
-                    } else {
-                        0
-                    };
-                    if !bias.is_empty() {
-                        let b = &member_slice(bias, per_bias, g, at.len)[col..][..run.len()];
-                        run.iter_mut().zip(b).for_each(|(x, b)| *x += b);
-                    }
-                    if let Some(b) = &branch {
-                        b.add(run, u, (row, col), g);
-                    }
-                    act.iter_mut().zip(&*run).for_each(|(y, x)| *y = gelu(*x));
-                };
                 gemm(
                     dest,
                     second,
                     (rows.len(), at.len),
                     &segment,
                     Start::Zero,
-                    finish,
+                    #[inline(always)]
+                    |row, col, run, act| {
+                        let row = rows.start + row;
+                        let g = match per_bias || branch.is_some() {
+                            true => batch.member_of(self.rows, row),
+                            false => 0,
+                        };
+                        if !bias.is_empty() {
+                            let b = &member_slice(bias, per_bias, g, at.len)[col..][..run.len()];
+                            run.iter_mut().zip(b).for_each(|(x, b)| *x += b);
+                        }
+                        if let Some(b) = &branch {
+                            b.add(run, u, (row, col), g);
+                        }
+                        act.iter_mut().zip(&*run).for_each(|(y, x)| *y = gelu(*x));
+                    },
                 );
             }
         }
