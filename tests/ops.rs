@@ -41,10 +41,12 @@ mod limits {
 mod ops {
     mod add;
     mod attention;
+    mod contrastive;
     mod embedding;
     mod l2_norm;
     mod layer_norm;
     mod linear;
+
     mod pool;
     pub mod rig;
 }
