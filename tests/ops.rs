@@ -46,7 +46,7 @@ mod ops {
     mod l2_norm;
     mod layer_norm;
     mod linear;
-
+    mod mse;
     mod pool;
     pub mod rig;
 }
