@@ -254,6 +254,7 @@ impl<'a> Case<'a> {
                 .strategy
                 .weights(self.text_loss, num("text_loss_ratio") as f32, false),
             loss_scale: 1.0,
+            active: true,
             adam: Adam {
                 lr,
                 beta1: h["betas"][0].as_f64().expect("beta"),

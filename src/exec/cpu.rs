@@ -149,6 +149,7 @@ pub struct CpuExecutor {
     arena: Vec<f32>,
     pool: Arc<rayon::ThreadPool>,
     reuse: Reuse,
+    least: Bucket,
     true_rows: Bucket,
     observer: Option<Observer>,
 }
@@ -182,7 +183,7 @@ impl CpuExecutor {
                 Role::Grad => Home::Grad(slot(v.name.trim_start_matches("d."))),
             })
             .collect();
-        let true_rows = Bucket {
+        let empty = Bucket {
             tokens: 0,
             seqs: 0,
             items: 0,
@@ -196,7 +197,8 @@ impl CpuExecutor {
             arena: Vec::new(),
             pool,
             reuse: Reuse::Packed,
-            true_rows,
+            least: empty,
+            true_rows: empty,
             observer: None,
         }
     }
@@ -210,6 +212,13 @@ impl CpuExecutor {
     /// what nobody wrote.
     pub fn spread(mut self) -> CpuExecutor {
         self.reuse = Reuse::Spread;
+        self
+    }
+
+    /// Plans every step for at least this bucket, so that steps of a known largest size share one
+    /// plan.
+    pub fn with_bucket(mut self, least: Bucket) -> CpuExecutor {
+        self.least = least;
         self
     }
 
@@ -236,7 +245,7 @@ impl CpuExecutor {
 
 impl Executor for CpuExecutor {
     fn run(&mut self, state: &mut TrainState, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
-        self.prepare(batch.bucket());
+        self.prepare(batch.bucket().max(&self.least));
         self.true_rows = Bucket {
             tokens: batch.tokens(),
             seqs: batch.seqs(),

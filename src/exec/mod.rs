@@ -39,6 +39,8 @@ pub struct MemberStep {
     pub weights: LossWeights,
     /// A power of two that multiplies the loss gradient; 1 on a CPU.
     pub loss_scale: f32,
+    /// Whether it takes part: one that has finished keeps its values and moments.
+    pub active: bool,
     /// The optimiser's settings for this step.
     pub adam: Adam,
 }
@@ -84,6 +86,7 @@ impl Default for MemberStep {
             step: 0,
             weights,
             loss_scale: 1.0,
+            active: true,
             adam: Adam::default(),
         }
     }

@@ -22,11 +22,22 @@ pub struct Backward<'g> {
 ///
 /// Returns the gradient of each trainable value.
 pub fn backward(graph: &mut Graph) -> HashMap<ValueId, ValueId> {
+    backward_from(graph, &[], &[])
+}
+
+/// The same for a piece of a program: it also starts from `seeds`, pairs of a value and its given
+/// gradient, and also returns the gradients of `wanted`, which need not be trainable.
+pub fn backward_from(
+    graph: &mut Graph,
+    seeds: &[(ValueId, ValueId)],
+    wanted: &[ValueId],
+) -> HashMap<ValueId, ValueId> {
     let mut needs: Vec<bool> = graph
         .values
         .iter()
         .map(|v| v.role == Role::Trainable)
         .collect();
+    wanted.iter().for_each(|id| needs[id.idx()] = true);
     for node in &graph.nodes {
         if node.reads().iter().any(|r| needs[r.idx()]) {
             for w in node.writes() {
@@ -35,7 +46,7 @@ pub fn backward(graph: &mut Graph) -> HashMap<ValueId, ValueId> {
         }
     }
     let trainable: Vec<ValueId> = graph.with_role(Role::Trainable).collect();
-    let mut grads = HashMap::new();
+    let mut grads: HashMap<ValueId, ValueId> = seeds.iter().copied().collect();
     for id in trainable {
         let value = graph.get(id);
         let (name, shape) = (format!("d.{}", value.name), value.shape.clone());
@@ -57,7 +68,7 @@ pub fn backward(graph: &mut Graph) -> HashMap<ValueId, ValueId> {
     let Backward {
         graph, mut grads, ..
     } = bw;
-    grads.retain(|id, _| graph.get(*id).role == Role::Trainable);
+    grads.retain(|id, _| graph.get(*id).role == Role::Trainable || wanted.contains(id));
     grads
 }
 

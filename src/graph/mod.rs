@@ -50,6 +50,18 @@ pub struct Bucket {
     pub members: usize,
 }
 
+impl Bucket {
+    /// The smallest bucket that holds both; members are the first one's, since state is theirs.
+    pub fn max(&self, other: &Bucket) -> Bucket {
+        Bucket {
+            tokens: self.tokens.max(other.tokens),
+            seqs: self.seqs.max(other.seqs),
+            items: self.items.max(other.items),
+            members: self.members,
+        }
+    }
+}
+
 impl Dim {
     /// The extent in `bucket`.
     pub fn size(self, bucket: &Bucket) -> usize {

@@ -152,7 +152,8 @@ impl Node for AdamStep {
         let values: Vec<ValueId> = mem.graph.with_role(Role::Trainable).collect();
         let grads: Vec<ValueId> = mem.graph.with_role(Role::Grad).collect();
         let members = mem.batch.members.len();
-        for g in (0..members).filter(|&g| norms[g].is_finite()) {
+        let steps = mem.steps;
+        for g in (0..members).filter(|&g| steps[g].active && norms[g].is_finite()) {
             mem.state.adam_steps[g] += 1;
             let a = mem.steps[g].adam;
             let norm = norms[g].f64() as f32;
@@ -179,7 +180,9 @@ impl Node for AdamStep {
         let members = mem.batch.members.len();
         let (r, _) = mem.bind(&[Some(self.norm)], &[]);
         let norms = r[0][..members].to_vec();
-        for (g, norm) in norms.iter().enumerate().filter(|(_, n)| n.is_finite()) {
+        let steps = mem.steps;
+        let moving = |(g, n): &(usize, &f32)| steps[*g].active && n.is_finite();
+        for (g, norm) in norms.iter().enumerate().filter(moving) {
             mem.state.adam_steps[g] += 1;
             let a = mem.steps[g].adam;
             let f = factors(&a, mem.state.adam_steps[g], *norm, mem.steps[g].loss_scale);

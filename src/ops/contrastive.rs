@@ -178,7 +178,10 @@ impl Node for Contrastive {
         work.into_par_iter().for_each(|(m, step, loss, lse)| {
             *loss = match operands(self.pair, m, step, (r[0], r[1]), e) {
                 Some((a, b, n)) => forward(lse, a, b, n, e),
-                None => 0.0,
+                None => {
+                    lse.fill(0.0);
+                    0.0
+                }
             };
         });
     }

@@ -107,6 +107,9 @@ impl Node for MseGrad {
         let (x, e) = (mem.get(self.text), mem.channels(self.text));
         let mut d = vec![F::zero(); mem.batch.seqs() * e];
         for (m, step) in mem.batch.members.iter().zip(mem.steps) {
+            if step.weights.mse == 0.0 {
+                continue;
+            }
             let (a, p) = pair(m, e);
             let w = F::of((step.weights.mse * step.loss_scale * 2.0).into());
             let n = F::of(a.len().max(1) as f64);

@@ -1,5 +1,9 @@
 //! Training: the program of a step, the objective, the schedule, the loop, what it saves.
 
+pub mod checkpoint;
+pub mod config;
+pub mod examples;
 pub mod objective;
 pub mod program;
 pub mod schedule;
+pub mod trainer;

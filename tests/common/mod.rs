@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod tiny;
+
 use std::path::PathBuf;
 
 /// The folder of golden files: `CROSSTUNE_GOLDENS`, or `../shared/goldens/open`.

@@ -1,0 +1,145 @@
+//! Options that name a data set, an image feature file and a split.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::Result;
+use crosstune::bad_input;
+use crosstune::data::features::Features;
+use crosstune::data::{JsonlFiles, Protocol, Shots, Source, Task};
+use crosstune::error::Error;
+use serde::{Deserialize, Serialize};
+
+/// The data set.
+#[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// XTD10: the published repository, or PECTVLM's flat folder `all`.
+    #[arg(long, value_name = "DIR")]
+    pub xtd10: Option<PathBuf>,
+    /// Multi30K: the published repository (multi30k/dataset).
+    #[arg(long, value_name = "DIR")]
+    pub multi30k: Option<PathBuf>,
+    /// Multi30K: 1 for translations (one caption an image), 2 for descriptions (five) [default: 1].
+    #[arg(long, value_name = "1|2")]
+    pub task: Option<u8>,
+    /// Multi30K task 2: which of the five captions [default: 1].
+    #[arg(long, value_name = "1..5")]
+    pub caption: Option<u8>,
+    /// Your own data, one JSON object a line: {"image": "1.jpg", "captions": {"de": "ein Hund",
+    /// "en": "a dog"}, "split": "train"}. Without "split" it is cut as XTD10 is.
+    #[arg(long, value_name = "FILE")]
+    pub jsonl: Option<PathBuf>,
+    /// Validation items, when --jsonl holds the training items alone.
+    #[arg(long, value_name = "FILE")]
+    pub jsonl_validation: Option<PathBuf>,
+    /// Test items, when --jsonl holds the training items alone.
+    #[arg(long, value_name = "FILE")]
+    pub jsonl_test: Option<PathBuf>,
+    /// Machine translations: the PECTVLM repository, or the folder that holds translated_from_en
+    /// and translated_to_en. Needed by baseline2, routine2 and routine3.
+    #[arg(long, value_name = "DIR")]
+    pub translations: Option<PathBuf>,
+    /// Image features: .safetensors (tensor image_features, metadata names) or .npy in list order.
+    #[arg(long, value_name = "FILE")]
+    pub features: Option<PathBuf>,
+    /// Items to train on: a number, `full`, or `zero`. XTD10 validates on as many and tests on the
+    /// rest [default: 50].
+    #[arg(long, value_name = "N|full|zero")]
+    #[serde(default, deserialize_with = "text_or_number")]
+    pub shots: Option<String>,
+    /// Seed of torch.randperm, which chooses the items [default: 42].
+    #[arg(long, value_name = "N")]
+    pub split_seed: Option<u32>,
+}
+
+/// A TOML file may say `shots = 50` or `shots = "full"`.
+fn text_or_number<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    Ok(Option::<Either>::deserialize(d)?.map(|e| match e {
+        Either::Number(n) => n.to_string(),
+        Either::Text(t) => t,
+    }))
+}
+
+impl DataArgs {
+    /// The data set that the options name.
+    pub fn source(&self) -> Result<Source> {
+        let given = [
+            self.xtd10.is_some(),
+            self.multi30k.is_some(),
+            self.jsonl.is_some(),
+        ];
+        if given.iter().filter(|g| **g).count() != 1 {
+            return Err(bad_input!(
+                "data: expected exactly one of --xtd10 DIR, --multi30k DIR and --jsonl FILE"
+            )
+            .into());
+        }
+        let translations = self.translations.clone();
+        if let Some(root) = self.xtd10.clone() {
+            return Ok(Source::Xtd10 { root, translations });
+        }
+        if let Some(root) = self.multi30k.clone() {
+            let task = Task::new(self.task.unwrap_or(1), self.caption.unwrap_or(1))?;
+            return Ok(Source::Multi30k {
+                root,
+                task,
+                translations,
+            });
+        }
+        let train = self.jsonl.clone().unwrap_or_default();
+        let files = match (self.jsonl_validation.clone(), self.jsonl_test.clone()) {
+            (None, None) => JsonlFiles::One(train),
+            (Some(validation), Some(test)) => JsonlFiles::Three {
+                train,
+                validation,
+                test,
+            },
+            _ => {
+                return Err(bad_input!(
+                    "data: --jsonl-validation and --jsonl-test go together; found one of them"
+                )
+                .into());
+            }
+        };
+        Ok(Source::Jsonl(files))
+    }
+
+    /// How the data set is cut.
+    pub fn protocol(&self) -> Result<Protocol> {
+        let default = Protocol::default();
+        let shots = match self.shots.as_deref() {
+            None => default.shots,
+            Some("full") => Shots::Full,
+            Some("zero") => Shots::Zero,
+            Some(n) => Shots::Few(usize::from_str(n).map_err(|_| {
+                bad_input!("shots: found `{n}`, expected a number, `full` or `zero`")
+            })?),
+        };
+        Ok(Protocol {
+            shots,
+            split_seed: self.split_seed.unwrap_or(default.split_seed),
+            ..default
+        })
+    }
+
+    /// The image features and their file.
+    pub fn image_features(&self) -> Result<(Features, PathBuf)> {
+        let path = required(&self.features, "features", "FILE with image features")?;
+        Ok((Features::load(&path)?, path))
+    }
+}
+
+/// An option that has no default.
+pub fn required<T: Clone>(value: &Option<T>, name: &str, what: &str) -> Result<T, Error> {
+    value
+        .clone()
+        .ok_or_else(|| bad_input!("{name}: missing; give --{name} {what}"))
+}

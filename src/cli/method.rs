@@ -1,0 +1,109 @@
+//! Options that say what is trained.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use crosstune::adapter::{Adapter, LoraConfig};
+use crosstune::bad_input;
+use crosstune::train::config::Shared;
+use serde::{Deserialize, Serialize};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Low-rank branches beside linear layers, and the layer norms.
+    Lora,
+    /// The layer norms of every block alone.
+    Layernorm,
+    /// The linear head alone.
+    Head,
+    /// Every tensor.
+    Full,
+}
+
+/// What is trained, and with how much dropout.
+#[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Method")]
+pub struct MethodArgs {
+    /// What is trained [default: lora].
+    #[arg(long)]
+    pub method: Option<Method>,
+    /// LoRA's rank R [default: 8; the original's scripts use 1].
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+    /// LoRA's alpha; the branch is multiplied by alpha / R [default: 16].
+    #[arg(long)]
+    pub alpha: Option<f32>,
+    /// Name endings of the linear layers with a branch: query, key, value, attention.output.dense,
+    /// intermediate.dense, output.dense [default: query,value].
+    #[arg(long, value_delimiter = ',', value_name = "A,B")]
+    pub targets: Option<Vec<String>>,
+    /// With LoRA: leave the layer norms frozen.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub freeze_layer_norms: Option<bool>,
+    /// Train the linear head too.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub train_head: Option<bool>,
+    /// Dropout everywhere, instead of the checkpoint's own (0.1 in M-CLIP).
+    #[arg(long, value_name = "P")]
+    pub dropout: Option<f32>,
+    /// Dropout of embeddings and sub-layers.
+    #[arg(long, value_name = "P")]
+    pub hidden_dropout: Option<f32>,
+    /// Dropout of attention probabilities.
+    #[arg(long, value_name = "P")]
+    pub attention_dropout: Option<f32>,
+}
+
+impl MethodArgs {
+    /// Resolves the defaults and checks.
+    pub fn shared(&self) -> Result<Shared> {
+        let method = self.method.unwrap_or(Method::Lora);
+        let only_lora = [
+            ("rank", self.rank.is_some()),
+            ("alpha", self.alpha.is_some()),
+            ("targets", self.targets.is_some()),
+            ("freeze-layer-norms", self.freeze_layer_norms.is_some()),
+        ];
+        if let (false, Some((name, _))) = (
+            method == Method::Lora,
+            only_lora.iter().find(|(_, set)| *set),
+        ) {
+            return Err(bad_input!("{name}: goes with --method lora alone").into());
+        }
+        let mut adapter = match method {
+            Method::Lora => {
+                let d = LoraConfig::default();
+                let lora = LoraConfig {
+                    rank: self.rank.unwrap_or(d.rank),
+                    alpha: self.alpha.unwrap_or(d.alpha),
+                    targets: self.targets.clone().unwrap_or(d.targets),
+                };
+                let layer_norms = !self.freeze_layer_norms.unwrap_or(false);
+                Adapter {
+                    lora: Some(lora),
+                    layer_norms,
+                    ..Adapter::default()
+                }
+            }
+            Method::Layernorm => Adapter {
+                layer_norms: true,
+                ..Adapter::default()
+            },
+            Method::Head => Adapter {
+                head: true,
+                ..Adapter::default()
+            },
+            Method::Full => Adapter::full(),
+        };
+        adapter.head |= self.train_head.unwrap_or(false) && !adapter.full;
+        let shared = Shared {
+            adapter,
+            hidden_dropout: self.hidden_dropout.or(self.dropout),
+            attention_dropout: self.attention_dropout.or(self.dropout),
+        };
+        shared.check()?;
+        Ok(shared)
+    }
+}

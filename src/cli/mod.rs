@@ -1,0 +1,93 @@
+//! The command line: one file a subcommand. Each parses, calls the library and prints.
+
+mod convert;
+mod data;
+mod demo;
+mod encode;
+mod eval;
+mod inspect;
+mod method;
+mod plan;
+mod run_folder;
+mod term;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use crosstune::error::Error;
+
+/// Adapts a frozen multilingual CLIP to a language by training a fraction of a percent of new
+/// parameters.
+#[derive(Parser)]
+#[command(
+    name = "crosstune",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Start with `crosstune demo`: it needs no files and takes about a minute.
+Exit codes: 0 done, 1 failed while running, 2 bad input, 130 interrupted (a checkpoint was saved)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print no progress, only results and errors.
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// Print results as JSON on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// How results and progress are shown.
+#[derive(Clone, Copy)]
+struct Output {
+    quiet: bool,
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a small world, train a small tower in it, adapt it to several languages.
+    Demo(demo::Args),
+    /// Adapt a model to a language.
+    Train(Box<train::Args>),
+    /// Measure retrieval per language, with or without an adapter.
+    Eval(Box<eval::Args>),
+    /// Turn texts into features.
+    Encode(encode::Args),
+    /// Show what would be trained and what memory it takes.
+    Plan(Box<plan::Args>),
+    /// Show what is in a checkpoint, an adapter or a feature file.
+    Inspect(inspect::Args),
+    /// Write a checkpoint as safetensors.
+    Convert(convert::Args),
+}
+
+/// Parses the command line, runs the command and maps its error to an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output {
+        quiet: cli.quiet,
+        json: cli.json,
+    };
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(args, output),
+        Command::Train(args) => train::run(*args, output),
+        Command::Eval(args) => eval::run(*args, output),
+        Command::Encode(args) => encode::run(args, output),
+        Command::Plan(args) => plan::run(*args, output),
+        Command::Inspect(args) => inspect::run(args, output),
+        Command::Convert(args) => convert::run(args, output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.downcast_ref::<Error>().map_or(1, Error::exit_code);
+            eprintln!("error: {error:#}");
+            ExitCode::from(code)
+        }
+    }
+}

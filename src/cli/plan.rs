@@ -1,0 +1,147 @@
+//! `crosstune plan`.
+
+use anyhow::Result;
+use crosstune::engine::{Engine, EngineOptions};
+use crosstune::exec::state::TrainState;
+use crosstune::graph::plan::{Plan, Reuse, shape_text};
+use crosstune::graph::{Bucket, Graph, ValueId};
+use crosstune::model::text::DropoutRates;
+use crosstune::train::program::TrainProgram;
+use crosstune::weights::hub;
+use serde_json::json;
+
+use super::Output;
+use super::data::required;
+use super::method::MethodArgs;
+use super::train::model_parameters;
+
+/// Options of planning.
+#[derive(clap::Args, Clone, Debug)]
+#[command(
+    after_help = "Example: what LoRA of rank 8 costs for a step of 64 captions:
+  crosstune plan --model m-clip --rank 8 --texts 64 --tokens 1280"
+)]
+pub struct Args {
+    /// The model: a folder, or a name in the local Hugging Face cache.
+    #[arg(long, value_name = "DIR|NAME")]
+    model: Option<String>,
+    /// Packed tokens of a step.
+    #[arg(long, default_value_t = 1056)]
+    tokens: usize,
+    /// Texts of a step.
+    #[arg(long, default_value_t = 64)]
+    texts: usize,
+    /// Print the nodes in order.
+    #[arg(long)]
+    nodes: bool,
+    /// Print the values with their places in the arena, largest first.
+    #[arg(long)]
+    values: bool,
+    #[command(flatten)]
+    method: MethodArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args, output: Output) -> Result<()> {
+    let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
+    let shared = args.method.shared()?;
+    let engine = Engine::open(&hub::resolve(&model)?, EngineOptions { threads: Some(1) })?;
+    let m = engine.model();
+    let rates = DropoutRates {
+        hidden: shared.hidden_dropout.unwrap_or(m.config.hidden_dropout),
+        attention: shared
+            .attention_dropout
+            .unwrap_or(m.config.attention_dropout),
+    };
+    let program = TrainProgram::new(&m.config, m.head, &shared.adapter, rates);
+    let graph = &*program.graph;
+    let bucket = Bucket {
+        tokens: args.tokens.next_multiple_of(32).max(32),
+        seqs: args.texts.next_multiple_of(8),
+        items: args.texts.next_multiple_of(8),
+        members: 1,
+    };
+    let plan = Plan::new(graph, bucket, Reuse::Packed);
+    let state = TrainState::new(graph, 1);
+    let frozen = m.bind(graph)?;
+    let copies = frozen.copies();
+    let total = model_parameters(&engine);
+    let trained = state.parameters();
+    if output.json {
+        let tensors: Vec<_> = state
+            .tensors
+            .iter()
+            .map(|t| json!({"name": t.name, "shape": t.shape}))
+            .collect();
+        let all = json!({
+            "config": m.config,
+            "trainable_parameters": trained,
+            "model_parameters": total,
+            "trainable_share": trained as f64 / total as f64,
+            "trainable_tensors": tensors,
+            "optimiser_bytes": trained * 16,
+            "bucket": {"tokens": bucket.tokens, "texts": bucket.seqs},
+            "arena_bytes": plan.arena_len * 4,
+            "peak_bytes": plan.peak_len * 4,
+            "nodes": graph.nodes.len(),
+            "forward_nodes": program.forward_nodes,
+            "private_copies": copies,
+        });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let mib = |n: usize| n as f64 / (1 << 20) as f64;
+    println!(
+        "trainable parameters   {trained} of {total} ({:.4} %)\n\
+         values, gradients, moments {:.1} MiB\n\
+         arena                  {:.1} MiB for {} tokens and {} texts ({:.1} KiB a token; at least \
+         {:.1} MiB are alive at once)\n\
+         graph                  {} nodes forward, {} backward and optimiser\n\
+         private copies         {}",
+        100.0 * trained as f64 / total as f64,
+        mib(trained * 16),
+        mib(plan.arena_len * 4),
+        bucket.tokens,
+        bucket.seqs,
+        plan.arena_len as f64 * 4.0 / 1024.0 / bucket.tokens as f64,
+        mib(plan.peak_len * 4),
+        program.forward_nodes,
+        graph.nodes.len() - program.forward_nodes,
+        if copies.is_empty() {
+            "none: every frozen weight is read in the memory map".to_string()
+        } else {
+            let bytes = copies.iter().map(|c| c.1).sum();
+            format!(
+                "{} weights, {:.1} MiB, since they are not f32",
+                copies.len(),
+                mib(bytes)
+            )
+        }
+    );
+    for (name, bytes) in &copies {
+        println!("  {:10.1} KiB  {name}", *bytes as f64 / 1024.0);
+    }
+    if args.nodes {
+        print_nodes(graph);
+    }
+    if args.values {
+        print!("{}", plan.table(graph));
+    }
+    Ok(())
+}
+
+fn print_nodes(graph: &Graph) {
+    let name = |id: &ValueId| {
+        let v = graph.get(*id);
+        format!("{} {}", v.name, shape_text(&v.shape))
+    };
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let list = |ids: Vec<ValueId>| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+        println!(
+            "{i:4} {:16} {} <- {}",
+            node.name(),
+            list(node.writes()),
+            list(node.reads())
+        );
+    }
+}

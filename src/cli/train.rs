@@ -1,0 +1,626 @@
+//! `crosstune train`.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::CommandFactory;
+use crosstune::adapter::file::AdapterFile;
+use crosstune::bad_input;
+use crosstune::data::{self, Needs, Role, Shots};
+use crosstune::engine::{Engine, EngineOptions};
+use crosstune::error::Error;
+use crosstune::eval::retrieval::Recall;
+use crosstune::train::config::{MemberConfig, SelectBy};
+use crosstune::train::examples::Examples;
+use crosstune::train::objective::{Strategy, TextLoss};
+use crosstune::train::trainer::{Event, Member, Outcome, SavePolicy, StepReport, Trainer};
+use crosstune::weights::hub;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Output;
+use super::data::{DataArgs, required};
+use super::method::MethodArgs;
+use super::run_folder::RunFolder;
+use super::term::{Interrupt, Progress, warn};
+
+/// Options of a run. A TOML file given by --config has the same names; the command line wins.
+#[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(after_help = "Examples:
+  Korean from 50 images of XTD10, with the original's baseline:
+    crosstune train --model m-clip --xtd10 XTD10/ --features images.safetensors \\
+      --lang ko --strategy baseline1 --rank 1 --lr 3e-4 --out runs/ko
+  German from all of Multi30K, drawn to the English captions:
+    crosstune train --model m-clip --multi30k dataset/ --features flickr.safetensors --lang de \\
+      --shots full --strategy routine1 --ratio 0.1 --batch 64 --epochs 1 --out runs/de
+  Go on with a run that was stopped:
+    crosstune train --resume runs/de")]
+pub struct Args {
+    /// A TOML file with these options.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Go on with the run in this folder, with the settings it was started with.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
+    resume: Option<PathBuf>,
+    /// The model: a folder (config.json, tokenizer.json, model.safetensors or pytorch_model.bin),
+    /// or a name in the local Hugging Face cache.
+    #[arg(long, value_name = "DIR|NAME")]
+    model: Option<String>,
+    /// The language to adapt to, as the data set spells it.
+    #[arg(long)]
+    lang: Option<String>,
+    /// Where the run goes; must not hold one yet.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    recipe: Recipe,
+}
+
+/// How a member is trained.
+#[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Training")]
+struct Recipe {
+    /// Which texts meet: baseline1, baseline2, routine1, routine2, routine3 (method1 to method3 are
+    /// accepted) [default: routine1].
+    #[arg(long)]
+    strategy: Option<String>,
+    /// How anchor and partner are drawn together: mse, contrastive, contrastive-with-image
+    /// [default: mse].
+    #[arg(long)]
+    text_loss: Option<String>,
+    /// Weight of the text loss [default: 1].
+    #[arg(long)]
+    ratio: Option<f32>,
+    /// No gradient through the partner's features.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    stop_partner: Option<bool>,
+    /// Highest learning rate [default: 2e-4].
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Steps of linear warm-up before the cosine [default: 0].
+    #[arg(long, value_name = "STEPS")]
+    warmup: Option<usize>,
+    /// Added to the gradient, times the value [default: 0].
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Largest norm of the gradient [default: none].
+    #[arg(long)]
+    clip_norm: Option<f64>,
+    /// Passes over the data [default: 50].
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Items a step [default: 5].
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Names every random number of the run [default: 1].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Steps between evaluations on the validation items; 0 for the last step alone [default: 5 for
+    /// few-shot runs, else once an epoch].
+    #[arg(long, value_name = "STEPS")]
+    eval_every: Option<usize>,
+    /// What the best evaluation is chosen by: mean-r1, mean-r5, mean-r10, mean-recall
+    /// [default: mean-r1].
+    #[arg(long)]
+    select_by: Option<String>,
+    /// Steps between checkpoints [default: 100].
+    #[arg(long, value_name = "STEPS")]
+    save_every: Option<usize>,
+    /// Begin with this adapter instead of a fresh one.
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Threads [default: all cores]. Results do not depend on it.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// A stub command that knows the names of all options.
+#[derive(clap::Parser)]
+struct Names {
+    #[command(flatten)]
+    args: Args,
+}
+
+impl Args {
+    /// Puts the options of a TOML file under those of the command line.
+    fn over(self, path: &Path) -> Result<Args> {
+        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
+        let table: toml::Table = toml::from_str(&text)
+            .map_err(|e| bad_input!("{}: is not TOML: {}", path.display(), e.message()))?;
+        let names: Vec<String> = Names::command()
+            .get_arguments()
+            .filter_map(|a| a.get_long().map(String::from))
+            .filter(|n| !["help", "config", "resume"].contains(&n.as_str()))
+            .collect();
+        let mut merged = serde_json::Map::new();
+        for (key, value) in table {
+            let name = key.replace('_', "-");
+            if !names.contains(&name) {
+                return Err(bad_input!(
+                    "{}: unknown option `{key}`; the options are those of `crosstune train --help`",
+                    path.display()
+                )
+                .into());
+            }
+            merged.insert(name, serde_json::to_value(value)?);
+        }
+        if let serde_json::Value::Object(mine) = serde_json::to_value(&self)? {
+            merged.extend(mine.into_iter().filter(|(_, v)| !v.is_null()));
+        }
+        let (config, resume) = (self.config, self.resume);
+        let read: Args = serde_json::from_value(serde_json::Value::Object(merged))
+            .map_err(|e| bad_input!("{}: {e}", path.display()))?;
+        Ok(Args {
+            config,
+            resume,
+            ..read
+        })
+    }
+
+    /// The settings of the one member.
+    fn member(&self, steps_per_epoch: impl Fn(usize) -> usize) -> Result<MemberConfig> {
+        let r = &self.recipe;
+        let d = MemberConfig::default();
+        let parse_select = |s: &String| {
+            serde_json::from_value(json!(s)).map_err(|_| {
+                bad_input!(
+                    "select-by: found `{s}`, expected mean-r1, mean-r5, mean-r10 or mean-recall"
+                )
+            })
+        };
+        let strategy: Strategy = r.strategy.as_deref().map_or(Ok(d.strategy), str::parse)?;
+        let text_loss: TextLoss = r.text_loss.as_deref().map_or(Ok(d.text_loss), str::parse)?;
+        let select_by: SelectBy = r.select_by.as_ref().map_or(Ok(d.select_by), parse_select)?;
+        let batch = r.batch.unwrap_or(d.batch);
+        let few = !matches!(self.data.protocol()?.shots, Shots::Full);
+        let often = if few {
+            d.eval_every
+        } else {
+            steps_per_epoch(batch.max(1))
+        };
+        let config = MemberConfig {
+            strategy,
+            text_loss,
+            ratio: r.ratio.unwrap_or(d.ratio),
+            stop_partner: r.stop_partner.unwrap_or(d.stop_partner),
+            lr: r.lr.unwrap_or(d.lr),
+            warmup: r.warmup.unwrap_or(d.warmup),
+            weight_decay: r.weight_decay.unwrap_or(d.weight_decay),
+            clip_norm: r.clip_norm,
+            epochs: r.epochs.unwrap_or(d.epochs),
+            batch,
+            seed: r.seed.unwrap_or(d.seed),
+            eval_every: r.eval_every.unwrap_or(often),
+            select_by,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The same options with every default filled in: what a run folder keeps.
+    fn resolved(&self, config: &MemberConfig, save_every: usize) -> Args {
+        let mut a = self.clone();
+        let r = &mut a.recipe;
+        r.strategy = Some(config.strategy.to_string());
+        r.text_loss = Some(config.text_loss.to_string());
+        r.ratio = Some(config.ratio);
+        r.stop_partner = Some(config.stop_partner);
+        r.lr = Some(config.lr);
+        r.warmup = Some(config.warmup);
+        r.weight_decay = Some(config.weight_decay);
+        r.epochs = Some(config.epochs);
+        r.batch = Some(config.batch);
+        r.seed = Some(config.seed);
+        r.eval_every = Some(config.eval_every);
+        let select = serde_json::to_value(config.select_by).ok();
+        r.select_by = select.and_then(|v| v.as_str().map(String::from));
+        r.save_every = Some(save_every);
+        a.data.shots.get_or_insert_with(|| "50".into());
+        a.data.split_seed.get_or_insert(42);
+        let method = a.method.method.get_or_insert(super::method::Method::Lora);
+        if *method == super::method::Method::Lora {
+            let d = crosstune::adapter::LoraConfig::default();
+            a.method.rank.get_or_insert(d.rank);
+            a.method.alpha.get_or_insert(d.alpha);
+            a.method.targets.get_or_insert(d.targets);
+        }
+        a
+    }
+}
+
+/// Everything that a run reads.
+struct Inputs {
+    engine: Engine,
+    train: Arc<Examples>,
+    validation: Arc<Examples>,
+    test: Examples,
+    warnings: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: Args, output: Output) -> Result<()> {
+    let (args, folder) = match args.resume.clone() {
+        Some(path) => {
+            let folder = RunFolder::open(&path)?;
+            let threads = args.recipe.threads;
+            let mut args = Args::default().over(&folder.file("config.toml"))?;
+            args.recipe.threads = threads;
+            args.resume = Some(path);
+            (args, Some(folder))
+        }
+        None => match args.config.clone() {
+            Some(file) => (args.over(&file)?, None),
+            None => (args, None),
+        },
+    };
+    let shared = args.method.shared()?;
+    let lang = required(&args.lang, "lang", "LANGUAGE, such as de")?;
+    let strategy = args.member(|_| 1)?.strategy;
+    let out = match &args.resume {
+        Some(path) => path.clone(),
+        None => required(&args.out, "out", "DIR for the run")?,
+    };
+    let inputs = open_inputs(&args, &lang, strategy)?;
+    inputs.warnings.iter().for_each(warn);
+    let items = inputs.train.len();
+    let config = args.member(|batch| items.div_ceil(batch))?;
+    let member = Member {
+        config: config.clone(),
+        train: inputs.train.clone(),
+        validation: Some(inputs.validation.clone()),
+    };
+    let mut trainer = Trainer::new(&inputs.engine, shared, vec![member])?;
+    if let Some(file) = &args.recipe.init {
+        trainer.start_from(0, &AdapterFile::load(file)?)?;
+    }
+    let resuming = folder.is_some();
+    let mut folder = match folder {
+        Some(folder) => folder,
+        None => RunFolder::create(&out)?,
+    };
+    let every = args.recipe.save_every.unwrap_or(100);
+    let path = folder.file("checkpoint.safetensors");
+    if resuming && path.exists() {
+        let step = trainer.resume(&path)?;
+        eprintln!("going on after step {step} of {}", trainer.total_steps(0));
+    }
+    if !resuming {
+        folder.write_config(&args.resolved(&config, every))?;
+    }
+    folder.open_metrics(trainer.step())?;
+    trainer.save_to(SavePolicy { path, every });
+    let run = Run {
+        args: &args,
+        lang: &lang,
+        config: &config,
+        inputs: &inputs,
+        output,
+    };
+    run.go(&mut trainer, &mut folder)
+}
+
+fn open_inputs(args: &Args, lang: &str, strategy: Strategy) -> Result<Inputs> {
+    let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
+    let options = EngineOptions {
+        threads: args.recipe.threads,
+    };
+    let engine = Engine::open(&hub::resolve(&model)?, options)?;
+    let source = args.data.source()?;
+    let protocol = args.data.protocol()?;
+    if protocol.shots == Shots::Zero {
+        return Err(
+            bad_input!("shots: zero trains nothing; `crosstune eval` measures zero-shot").into(),
+        );
+    }
+    let anchor = [strategy.anchor()];
+    let train: Vec<Role> = anchor.iter().copied().chain(strategy.partner()).collect();
+    let needs = Needs {
+        train: &train,
+        eval: &anchor,
+    };
+    let loaded = data::load(&source, lang, &protocol, needs)?;
+    let (features, file) = args.data.image_features()?;
+    let examples = |split| Examples::new(&engine, split, &features, &file);
+    let (train, validation) = (examples(&loaded.train)?, examples(&loaded.validation)?);
+    let test = examples(&loaded.test)?;
+    let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+    Ok(Inputs {
+        engine,
+        train: Arc::new(train),
+        validation: Arc::new(validation),
+        test,
+        warnings,
+    })
+}
+
+struct Run<'a> {
+    args: &'a Args,
+    lang: &'a str,
+    config: &'a MemberConfig,
+    inputs: &'a Inputs,
+    output: Output,
+}
+
+impl Run<'_> {
+    fn go(&self, trainer: &mut Trainer<'_>, folder: &mut RunFolder) -> Result<()> {
+        let interrupt = Interrupt::listen()?;
+        let config = &self.inputs.engine.model().config;
+        let model_parameters = model_parameters(&self.inputs.engine);
+        let share = trainer.parameters() as f64 / model_parameters as f64;
+        let total = trainer.total_steps(0);
+        let before = self.zero_shot()?;
+        let mut progress = Progress::new(total as u64, self.output.quiet);
+        progress.line(format_args!(
+            "{}: {} items, {} validation, {} test; {} layers of {}; {} trainable parameters \
+             ({:.4} %); zero-shot test R@1 {:.4}",
+            self.lang,
+            self.inputs.train.len(),
+            self.inputs.validation.len(),
+            self.inputs.test.len(),
+            config.layers,
+            config.hidden,
+            trainer.parameters(),
+            100.0 * share,
+            before.mean_r1()
+        ));
+        let start = Instant::now();
+        let mut speed = Speed::default();
+        let mut failed = None;
+        let done = trainer.run(&mut |event| {
+            let row = self.report(event, &mut progress, &mut speed);
+            if let Some(Err(e)) = row.map(|row| folder.metric(&row)) {
+                failed = Some(e);
+                return ControlFlow::Break(());
+            }
+            if interrupt.stopped() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        progress.finish();
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
+        let outcome = match done {
+            Ok(outcomes) => outcomes.into_iter().next(),
+            Err(Error::Cancelled) => {
+                let path = folder.file("");
+                eprintln!(
+                    "stopped after step {}; go on with: crosstune train --resume {}",
+                    trainer.step(),
+                    path.display()
+                );
+                return Err(Error::Cancelled.into());
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let Some(outcome) = outcome else {
+            return Ok(());
+        };
+        let after = self.finish(folder, outcome)?;
+        let summary = json!({
+            "language": self.lang,
+            "strategy": self.config.strategy,
+            "text_loss": self.config.text_loss,
+            "shots": self.inputs.train.len(),
+            "test_items": self.inputs.test.len(),
+            "zero_shot": before,
+            "last": after.last,
+            "best": after.best,
+            "trainable_parameters": trainer.parameters(),
+            "model_parameters": model_parameters,
+            "trainable_share": share,
+            "steps": total,
+            "skipped_steps": after.skipped,
+            "tokens_per_second": speed.tokens_per_second(),
+            "seconds": start.elapsed().as_secs_f64(),
+            "peak_memory_bytes": peak_memory(),
+            "threads": self.inputs.engine.threads(),
+            "warnings": self.inputs.warnings,
+        });
+        folder.write_json("summary.json", &summary)?;
+        if self.output.json {
+            println!("{}", serde_json::to_string_pretty(&summary)?);
+        } else {
+            self.table(&before, &after, &speed, share, trainer.parameters());
+        }
+        Ok(())
+    }
+
+    fn zero_shot(&self) -> Result<Recall> {
+        let e = &self.inputs.engine;
+        let mut encoder = crosstune::engine::TextEncoder::new(e, &Default::default())?;
+        let role = self.config.strategy.anchor();
+        let test = &self.inputs.test;
+        Ok(crosstune::train::trainer::evaluate(
+            e,
+            &mut encoder,
+            test,
+            role,
+        )?)
+    }
+
+    /// Shows an event; returns its line for metrics.jsonl.
+    fn report(
+        &self,
+        event: &Event,
+        progress: &mut Progress,
+        speed: &mut Speed,
+    ) -> Option<serde_json::Value> {
+        match event {
+            Event::Step(s) => {
+                speed.add(s);
+                let message = format!(
+                    "loss {:.4} lr {:.2e} {:.0} tokens/s",
+                    s.loss,
+                    s.lr,
+                    speed.tokens_per_second()
+                );
+                progress.at(s.step as u64, s.total as u64, message);
+                Some(json!({
+                    "step": s.step, "loss": s.loss, "image_loss": s.image_loss,
+                    "text_loss": s.text_loss, "lr": s.lr, "grad_norm": s.grad_norm,
+                    "skipped": s.skipped, "tokens": s.tokens,
+                }))
+            }
+            Event::Evaluated {
+                step, recall, best, ..
+            } => {
+                let mark = if *best { ", the best so far" } else { "" };
+                progress.line(format_args!(
+                    "step {step}: validation {}{mark}",
+                    line(recall)
+                ));
+                Some(json!({"step": step, "validation": recall, "best": best}))
+            }
+            Event::Saved { .. } => None,
+        }
+    }
+
+    /// Saves the adapters and measures them on the test items.
+    fn finish(&self, folder: &RunFolder, outcome: Outcome) -> Result<After> {
+        let model = self.args.model.clone().unwrap_or_default();
+        let describe = |mut file: AdapterFile| {
+            file.origin.extend(BTreeMap::from([
+                ("language".to_string(), self.lang.to_string()),
+                ("model".to_string(), model.clone()),
+            ]));
+            file
+        };
+        let last = describe(outcome.last);
+        last.save(&folder.file("adapter_last.safetensors"))?;
+        let last = self.test(&last, None)?;
+        let best = match outcome.best {
+            Some((file, score, step)) => {
+                let file = describe(file);
+                file.save(&folder.file("adapter_best.safetensors"))?;
+                Some(self.test(&file, Some((score, step)))?)
+            }
+            None => None,
+        };
+        Ok(After {
+            last,
+            best,
+            skipped: outcome.skipped,
+        })
+    }
+
+    fn test(&self, file: &AdapterFile, chosen: Option<(f64, usize)>) -> Result<Tested> {
+        let e = &self.inputs.engine;
+        let mut encoder = crosstune::engine::TextEncoder::new(e, &file.config)?;
+        file.load_into(&mut encoder.state)?;
+        let role = self.config.strategy.anchor();
+        let test = &self.inputs.test;
+        let recall = crosstune::train::trainer::evaluate(e, &mut encoder, test, role)?;
+        Ok(Tested {
+            test: recall,
+            validation_score: chosen.map(|c| c.0),
+            step: chosen.map(|c| c.1),
+        })
+    }
+
+    fn table(&self, before: &Recall, after: &After, speed: &Speed, share: f64, parameters: usize) {
+        println!("{} on {} test items", self.lang, before.n);
+        println!("                    image to text            text to image          mean");
+        println!("              R@1    R@5    R@10     R@1    R@5    R@10     R@1    ties");
+        let row = |name: &str, r: &Recall| {
+            let [a, b, c] = r.i2t;
+            let [d, e, f] = r.t2i;
+            let ties = r.ties_i2t + r.ties_t2i;
+            println!(
+                "{name:12} {a:.4} {b:.4} {c:.4}   {d:.4} {e:.4} {f:.4}   {:.4}  {ties:4}",
+                r.mean_r1()
+            );
+        };
+        row("zero-shot", before);
+        row("last step", &after.last.test);
+        if let Some(best) = &after.best {
+            row(&format!("best, {}", best.step.unwrap_or(0)), &best.test);
+        }
+        println!(
+            "{parameters} parameters trained, {:.4} % of the model; {:.0} tokens/s",
+            100.0 * share,
+            speed.tokens_per_second()
+        );
+    }
+}
+
+/// What a finished run measured.
+struct After {
+    last: Tested,
+    best: Option<Tested>,
+    skipped: u32,
+}
+
+/// An adapter on the test items.
+#[derive(Serialize)]
+struct Tested {
+    test: Recall,
+    validation_score: Option<f64>,
+    step: Option<usize>,
+}
+
+/// Tokens and seconds of all steps.
+#[derive(Default)]
+struct Speed {
+    tokens: f64,
+    seconds: f64,
+}
+
+impl Speed {
+    fn add(&mut self, s: &StepReport) {
+        self.tokens += s.tokens as f64;
+        self.seconds += s.seconds;
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        if self.seconds > 0.0 {
+            self.tokens / self.seconds
+        } else {
+            0.0
+        }
+    }
+}
+
+/// One line of recalls.
+pub fn line(r: &Recall) -> String {
+    let [a, b, c] = r.i2t;
+    let [d, e, f] = r.t2i;
+    format!(
+        "i2t {a:.4} {b:.4} {c:.4}, t2i {d:.4} {e:.4} {f:.4}, mean R@1 {:.4}",
+        r.mean_r1()
+    )
+}
+
+/// Parameters of the model without what it does not use.
+pub fn model_parameters(engine: &Engine) -> usize {
+    let weights = engine.model().weights();
+    let floats = weights.tensors().filter(|(name, t)| {
+        !name.ends_with("position_ids") && t.dtype != crosstune::tensor::Dtype::I64
+    });
+    floats.map(|(_, t)| t.elements()).sum()
+}
+
+/// Highest resident memory of this process so far, from the kernel's VmHWM.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

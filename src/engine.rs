@@ -1,0 +1,272 @@
+//! The engine: an opened text model on this machine's cores. It encodes texts; trainers borrow it.
+//!
+//! Several may live in one process: each has its own pool of threads and nothing is global.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::adapter::Adapter;
+use crate::adapter::file::AdapterFile;
+use crate::bad_input;
+use crate::error::{Error, Result};
+use crate::exec::cpu::CpuExecutor;
+use crate::exec::state::TrainState;
+use crate::exec::{Executor, MemberStep};
+use crate::text::pack::{Batch, MemberTexts, Text};
+use crate::text::tokenizer::Tokenizer;
+use crate::train::program::{EncodeProgram, TextModel};
+use crate::weights::inspect::scan;
+use crate::weights::text_model::TextModelFiles;
+
+/// Packed tokens of one pass when encoding: enough to fill the cores, small enough for the caches.
+const ENCODE_TOKENS: usize = 2048;
+
+/// How to open an [`Engine`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineOptions {
+    /// Threads; all cores where not set. Results do not depend on it.
+    pub threads: Option<usize>,
+}
+
+/// A tokenizer that is being loaded beside everything else.
+struct Loading {
+    handle: Mutex<Option<JoinHandle<(Result<Tokenizer>, Duration)>>>,
+    ready: OnceLock<(Tokenizer, Duration)>,
+}
+
+/// An opened text model.
+pub struct Engine {
+    model: TextModel,
+    tokenizer: Loading,
+    pool: Arc<rayon::ThreadPool>,
+    threads: usize,
+}
+
+impl Engine {
+    /// Opens a model folder: maps its weights and begins to load its tokenizer in the background.
+    ///
+    /// # Errors
+    /// See [`TextModelFiles::open`]. A tokenizer that can't be read is reported by the first call
+    /// that needs it.
+    pub fn open(folder: &Path, options: EngineOptions) -> Result<Engine> {
+        let files = TextModelFiles::open(folder)?;
+        let (path, config) = (files.tokenizer.clone(), files.config.clone());
+        let load = move || {
+            let start = Instant::now();
+            (Tokenizer::load(&path, &config), start.elapsed())
+        };
+        let handle = std::thread::Builder::new()
+            .name("tokenizer".into())
+            .spawn(load)
+            .map_err(|e| Error::Run(format!("a thread for the tokenizer can't be started: {e}")))?;
+        let tokenizer = Loading {
+            handle: Mutex::new(Some(handle)),
+            ready: OnceLock::new(),
+        };
+        Engine::assemble(TextModel::new(files), tokenizer, options)
+    }
+
+    fn assemble(model: TextModel, tokenizer: Loading, options: EngineOptions) -> Result<Engine> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or(cores);
+        if threads == 0 {
+            return Err(bad_input!("threads: found 0, expected at least 1"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        Ok(Engine {
+            model,
+            tokenizer,
+            pool: Arc::new(pool),
+            threads,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &TextModel {
+        &self.model
+    }
+
+    /// E, the width of the joint space.
+    pub fn embed_dim(&self) -> usize {
+        self.model.config.embed_dim
+    }
+
+    /// Threads of its pool.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Its pool of threads.
+    pub fn pool(&self) -> Arc<rayon::ThreadPool> {
+        self.pool.clone()
+    }
+
+    /// The tokenizer, once it is loaded, and how long that took.
+    ///
+    /// # Errors
+    /// If it can't be read or does not fit the model.
+    pub fn tokenizer(&self) -> Result<(&Tokenizer, Duration)> {
+        if self.tokenizer.ready.get().is_none() {
+            let mut slot = self
+                .tokenizer
+                .handle
+                .lock()
+                .unwrap_or_else(|e| e.into_inner());
+            if let Some(handle) = slot.take() {
+                let (tokenizer, took) = handle.join().map_err(|_| {
+                    Error::Run("the tokenizer's loader stopped unexpectedly".into())
+                })?;
+                let _ = self.tokenizer.ready.set((tokenizer?, took));
+            }
+        }
+        match self.tokenizer.ready.get() {
+            Some((tokenizer, took)) => Ok((tokenizer, *took)),
+            None => Err(Error::Run(
+                "the tokenizer could not be loaded; see the first error".into(),
+            )),
+        }
+    }
+
+    /// Token ids of texts, special tokens included.
+    ///
+    /// # Errors
+    /// An empty text, or one that is longer than the position table.
+    pub fn tokenize<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Vec<u32>>> {
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        if let Some(i) = texts.iter().position(|t| t.trim().is_empty()) {
+            return Err(bad_input!("text {} is empty", i + 1));
+        }
+        let limit = self.model.config.max_tokens();
+        self.tokenizer()?.0.encode_batch(&texts, Some(limit))
+    }
+
+    /// Features (N, E) of texts, not normalised.
+    ///
+    /// # Errors
+    /// As [`Engine::tokenize`]; an adapter of another model; features that are not finite.
+    pub fn encode<S: AsRef<str>>(
+        &self,
+        texts: &[S],
+        adapter: Option<&AdapterFile>,
+    ) -> Result<Vec<f32>> {
+        let ids = self.tokenize(texts)?;
+        let mut encoder = match adapter {
+            Some(file) => {
+                let mut encoder = TextEncoder::new(self, &file.config)?;
+                file.load_into(&mut encoder.state)?;
+                encoder
+            }
+            None => TextEncoder::new(self, &Adapter::default())?,
+        };
+        encoder.encode(self, &ids, &mut |_| {})
+    }
+
+    /// Fails if a feature is not finite, naming the weight that is to blame.
+    pub(crate) fn check_finite(&self, features: &[f32], what: &str) -> Result<()> {
+        let Some(at) = features.iter().position(|x| !x.is_finite()) else {
+            return Ok(());
+        };
+        let row = at / self.embed_dim() + 1;
+        Err(Error::Run(format!(
+            "{what} {row}: its feature is not finite; {}",
+            self.blame()
+        )))
+    }
+
+    /// Why numbers may not be finite: the first bad weight of the checkpoint, if there is one.
+    pub(crate) fn blame(&self) -> String {
+        match scan(self.model.weights()).first() {
+            Some(bad) => format!(
+                "{}: {} holds {} at element {}",
+                self.model.weights().path().display(),
+                bad.tensor,
+                bad.value,
+                bad.index
+            ),
+            None => "every weight of the checkpoint is finite, so what was trained is too large: \
+                     try a smaller learning rate"
+                .to_string(),
+        }
+    }
+}
+
+/// The tower alone, bound to memory, with the values of one adapter.
+pub struct TextEncoder {
+    program: EncodeProgram,
+    exec: CpuExecutor,
+    /// Values of the trainable tensors, one member.
+    pub state: TrainState,
+    adapter: Adapter,
+}
+
+impl TextEncoder {
+    /// Binds the tower; trainable tensors begin as an untrained adapter's.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks a tensor.
+    pub fn new(engine: &Engine, adapter: &Adapter) -> Result<TextEncoder> {
+        let model = engine.model();
+        let program = EncodeProgram::new(&model.config, model.head, adapter);
+        let frozen = Arc::new(model.bind(&program.graph)?);
+        let state = model.init(&program.graph, &[0])?;
+        let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
+        Ok(TextEncoder {
+            program,
+            exec,
+            state,
+            adapter: adapter.clone(),
+        })
+    }
+
+    /// The adapter that it was made for.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Features (N, E) of tokenised texts; `progress` is told how many are done.
+    ///
+    /// # Errors
+    /// If a feature is not finite.
+    pub fn encode(
+        &mut self,
+        engine: &Engine,
+        ids: &[Vec<u32>],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<f32>> {
+        let offset = engine.model().config.position_offset() as u32;
+        let mut features = Vec::with_capacity(ids.len() * engine.embed_dim());
+        let mut start = 0;
+        while start < ids.len() {
+            let mut end = start;
+            let mut tokens = 0;
+            while end < ids.len() && (end == start || tokens + ids[end].len() <= ENCODE_TOKENS) {
+                tokens += ids[end].len();
+                end += 1;
+            }
+            let anchors = (start..end)
+                .map(|i| Text {
+                    ids: &ids[i],
+                    role: 0,
+                    item: 0,
+                })
+                .collect();
+            let member = MemberTexts {
+                anchors,
+                partners: vec![],
+            };
+            let batch = Batch::pack(&[member], offset, vec![]);
+            self.exec
+                .run(&mut self.state, &batch, &[MemberStep::default()])?;
+            features.extend(self.exec.output(self.program.features));
+            start = end;
+            progress(start);
+        }
+        engine.check_finite(&features, "text")?;
+        Ok(features)
+    }
+}

@@ -1,0 +1,154 @@
+//! Checkpoints of a run: everything needed to go on, in one file.
+//!
+//! Values, moments, Adam's steps, loss scales, skip counts, the step (which is the data position,
+//! since a batch depends on seed and step only), and the best values so far. Written to a temporary
+//! file, synced and renamed: whenever a run is killed, the file is whole.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bad_input;
+use crate::error::Result;
+use crate::exec::state::TrainState;
+use crate::tensor::Dtype;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::write::{OutTensor, write_safetensors};
+
+const FORMAT: &str = "crosstune checkpoint 1";
+
+/// The best evaluation of a member so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its score.
+    pub score: f64,
+    /// Steps done when it was measured.
+    pub step: usize,
+    /// Values of the trainable tensors then, one after another.
+    #[serde(skip)]
+    pub values: Vec<f32>,
+}
+
+/// Progress of one member.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemberProgress {
+    /// Steps in a row that were skipped because the gradient was not finite.
+    pub skips: u32,
+    /// Steps skipped in all.
+    pub skipped: u32,
+    /// The step of the first of the skips in a row.
+    pub first_skip: usize,
+    /// Multiplies the loss gradient; 1 on a CPU.
+    pub loss_scale: f32,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+}
+
+/// The scalar part of a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    step: usize,
+    adam_steps: Vec<u32>,
+    members: Vec<MemberProgress>,
+    run: String,
+}
+
+/// What a run needs to go on, beside its settings.
+pub struct Progress<'a> {
+    /// Steps done.
+    pub step: usize,
+    /// Each member's.
+    pub members: &'a [MemberProgress],
+    /// Names the run; going on with another is refused.
+    pub run: &'a str,
+}
+
+/// Saves a checkpoint.
+///
+/// # Errors
+/// If it can't be written; the former file is whole then.
+pub fn save(path: &Path, progress: &Progress<'_>, state: &TrainState) -> Result<()> {
+    let header = Header {
+        step: progress.step,
+        adam_steps: state.adam_steps.clone(),
+        members: progress.members.to_vec(),
+        run: progress.run.to_string(),
+    };
+    let names: Vec<String> = (0..progress.members.len())
+        .map(|g| format!("best.{g}"))
+        .collect();
+    let mut list: Vec<(&str, &[f32])> =
+        vec![("values", &state.values), ("m", &state.m), ("v", &state.v)];
+    for (name, member) in names.iter().zip(progress.members) {
+        if let Some(best) = &member.best {
+            list.push((name, &best.values));
+        }
+    }
+    let tensors: Vec<OutTensor<'_>> = list
+        .into_iter()
+        .map(|(name, values)| OutTensor {
+            name,
+            dtype: Dtype::F32,
+            shape: vec![values.len()],
+            bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
+        })
+        .collect();
+    let text = serde_json::to_string(&header).unwrap_or_default();
+    let metadata = BTreeMap::from([
+        ("format".to_string(), FORMAT.to_string()),
+        ("progress".into(), text),
+    ]);
+    write_safetensors(path, &tensors, &metadata)
+}
+
+/// Loads a checkpoint into `state`; returns the step and the members' progress.
+///
+/// # Errors
+/// If it can't be read, or belongs to a run with other settings.
+pub fn load(
+    path: &Path,
+    run: &str,
+    state: &mut TrainState,
+) -> Result<(usize, Vec<MemberProgress>)> {
+    let file = Checkpoint::open(path)?;
+    if file.metadata().get("format").map(String::as_str) != Some(FORMAT) {
+        return Err(bad_input!(
+            "{}: is not a checkpoint of a run",
+            path.display()
+        ));
+    }
+    let text = file.metadata().get("progress").map_or("", String::as_str);
+    let mut header: Header = serde_json::from_str(text)
+        .map_err(|e| bad_input!("{}: metadata `progress`: {e}", path.display()))?;
+    if header.run != run {
+        return Err(bad_input!(
+            "{}: belongs to a run with other settings or data; give the settings it was started \
+             with, or another --out",
+            path.display()
+        ));
+    }
+    for (name, buffer) in [
+        ("values", &mut state.values),
+        ("m", &mut state.m),
+        ("v", &mut state.v),
+    ] {
+        let values = file.tensor(name)?.to_f32();
+        if values.len() != buffer.len() {
+            let (found, want) = (values.len(), buffer.len());
+            return Err(bad_input!(
+                "{}: `{name}` has {found} elements, expected {want}",
+                path.display()
+            ));
+        }
+        buffer.copy_from_slice(&values);
+    }
+    state.adam_steps = header.adam_steps;
+    for (g, member) in header.members.iter_mut().enumerate() {
+        if let Some(best) = &mut member.best {
+            best.values = file.tensor(&format!("best.{g}"))?.to_f32();
+        }
+    }
+    Ok((header.step, header.members))
+}
