@@ -404,15 +404,16 @@ fn transpose_panel(panel: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usi
         let start = (col + i.min(width - 1)) * b.cs + k0;
         &b.data[start..start + kc]
     });
-    let whole = if width == NR { kc / 8 * 8 } else { 0 };
-    for (k, block) in panel[..whole * NR].chunks_exact_mut(8 * NR).enumerate() {
-        for half in [0, 8] {
-            let rows = std::array::from_fn(|i| &columns[half + i][8 * k..8 * k + 8]);
-            transpose8(rows, &mut block[half..]);
+    let whole = kc / 8 * 8;
+    let blocks = width / 8 * 8;
+    for (k, rows) in panel[..whole * NR].chunks_exact_mut(8 * NR).enumerate() {
+        for first in (0..blocks).step_by(8) {
+            let block = std::array::from_fn(|i| &columns[first + i][8 * k..8 * k + 8]);
+            transpose8(block, &mut rows[first..]);
         }
     }
     for (i, column) in columns.iter().enumerate().take(width) {
-        for k in whole..kc {
+        for k in if i < blocks { whole } else { 0 }..kc {
             panel[k * NR + i] = column[k];
         }
     }
