@@ -24,9 +24,21 @@ pub fn adapt(
 ) -> Result<AdapterFile> {
     let texts = [(Role::Target, captions), (Role::English, english)];
     let train = Arc::new(Examples::in_memory(engine, &texts, images)?);
-    let config = MemberConfig { epochs: 4, batch: 16, lr: 1e-3, ..MemberConfig::default() };
-    let shared = Shared { adapter: Adapter::lora(4), ..Shared::default() };
-    let member = Member { config, train, validation: None };
+    let config = MemberConfig {
+        epochs: 4,
+        batch: 16,
+        lr: 1e-3,
+        ..MemberConfig::default()
+    };
+    let shared = Shared {
+        adapter: Adapter::lora(4),
+        ..Shared::default()
+    };
+    let member = Member {
+        config,
+        train,
+        validation: None,
+    };
     let mut trainer = Trainer::new(engine, shared, vec![member])?;
     let outcomes = trainer.run(&mut |event| match event {
         Event::Step(s) => progress(s.step, s.loss),
@@ -45,17 +57,32 @@ fn main() -> Result<()> {
     };
     let engine = Engine::open(Path::new(model), EngineOptions::default())?;
     let source = Source::Jsonl(JsonlFiles::One(captions.into()));
-    let needs = Needs { train: &[Role::Target, Role::English], eval: &[] };
-    let protocol = Protocol { shots: Shots::Full, ..Protocol::default() };
+    let needs = Needs {
+        train: &[Role::Target, Role::English],
+        eval: &[],
+    };
+    let protocol = Protocol {
+        shots: Shots::Full,
+        ..Protocol::default()
+    };
     let split = data::load(&source, language, &protocol, needs)?.train;
     let features = Features::load(Path::new(features))?;
     let index = features.index();
-    let rows = split.images.iter().filter_map(|name| index.get(name.as_str()));
+    let rows = split
+        .images
+        .iter()
+        .filter_map(|name| index.get(name.as_str()));
     let images = rows.flat_map(|row| features.row(*row)).copied().collect();
     let texts = |role| split.text(role).unwrap_or_default();
-    let adapter = adapt(&engine, texts(Role::Target), texts(Role::English), images, |step, loss| {
-        println!("step {step}: loss {loss:.4}");
-        ControlFlow::Continue(())
-    })?;
+    let adapter = adapt(
+        &engine,
+        texts(Role::Target),
+        texts(Role::English),
+        images,
+        |step, loss| {
+            println!("step {step}: loss {loss:.4}");
+            ControlFlow::Continue(())
+        },
+    )?;
     adapter.save(Path::new("adapter.safetensors"))
 }

@@ -71,16 +71,29 @@ impl Examples {
     ) -> Result<Examples> {
         let dim = engine.embed_dim();
         if images.len() % dim != 0 {
-            return Err(bad_input!("images: found {} numbers, expected rows of {dim}", images.len()));
+            return Err(bad_input!(
+                "images: found {} numbers, expected rows of {dim}",
+                images.len()
+            ));
         }
-        let features = Features { names: vec![], dim, values: images };
+        let features = Features {
+            names: vec![],
+            dim,
+            values: images,
+        };
         features.check_rows(&(0..features.len()).collect::<Vec<_>>())?;
         let n = features.len();
-        let mut examples = Examples { images: features.values, dim, ..Examples::default() };
+        let mut examples = Examples {
+            images: features.values,
+            dim,
+            ..Examples::default()
+        };
         for (role, lines) in texts {
             if lines.len() != n {
                 let (name, found) = (role.name(), lines.len());
-                return Err(bad_input!("texts `{name}`: found {found}, expected one an image, {n}"));
+                return Err(bad_input!(
+                    "texts `{name}`: found {found}, expected one an image, {n}"
+                ));
             }
             examples.texts[role.index()] = engine.tokenize(lines)?;
         }
