@@ -30,7 +30,7 @@ pub struct InputGrad {
     pub branches: Vec<Option<ValueId>>,
     /// (rows, K) what other consumers of the input left.
     pub resid: Option<ValueId>,
-    /// (rows, K) `=`; may take the place of `resid`.
+    /// (rows, K) `=`
     pub dinp: ValueId,
 }
 
