@@ -43,16 +43,22 @@ pub fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 /// Dot product.
 #[inline(always)]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    sum_zip(x, y, |sum, x, y| x.mul_add(y, sum))
+}
+
+/// A sum over pairs: `f` adds one to it.
+#[inline(always)]
+pub fn sum_zip(x: &[f32], y: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut acc = [0f32; LANES];
     let mut xs = x.chunks_exact(LANES);
     let mut ys = y.chunks_exact(LANES);
     for (u, v) in (&mut xs).zip(&mut ys) {
         for ((a, u), v) in acc.iter_mut().zip(u).zip(v) {
-            *a = u.mul_add(*v, *a);
+            *a = f(*a, *u, *v);
         }
     }
     for ((a, u), v) in acc.iter_mut().zip(xs.remainder()).zip(ys.remainder()) {
-        *a = u.mul_add(*v, *a);
+        *a = f(*a, *u, *v);
     }
     fold(acc)
 }

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::fast::{LANES, sum_map, vector};
+use super::fast::{sum_map, sum_zip, vector};
 use super::philox::{Dropout, RowKey};
 use super::real::Real;
 use super::{Node, member_slice, split_rows};
@@ -371,19 +371,9 @@ impl Node for LayerNormGrad {
 #[inline(always)]
 pub(crate) fn row_grad(d: &mut [f32], z: &[f32], w: &[f32], mean: f32, rstd: f32) {
     let n = d.len() as f32;
-    let mut sums = [[0f32; LANES]; 2];
-    for ((d, z), w) in d
-        .chunks_mut(LANES)
-        .zip(z.chunks(LANES))
-        .zip(w.chunks(LANES))
-    {
-        for (i, ((d, z), w)) in d.iter_mut().zip(z).zip(w).enumerate() {
-            *d *= w;
-            sums[0][i] += *d;
-            sums[1][i] += *d * ((z - mean) * rstd);
-        }
-    }
-    let [s1, s2] = sums.map(|s| sum_map(&s, |x| x) / n);
+    d.iter_mut().zip(w).for_each(|(d, w)| *d *= w);
+    let s1 = sum_map(d, |x| x) / n;
+    let s2 = sum_zip(d, z, |sum, d, z| d.mul_add((z - mean) * rstd, sum)) / n;
     for (d, z) in d.iter_mut().zip(z) {
         *d = rstd * (*d - s1 - (z - mean) * rstd * s2);
     }
