@@ -1,9 +1,10 @@
 //! Matrix products on the CPU: `C (M, N) = sum over segments of A (M, K) B (K, N)`.
 //!
-//! A row of `C` is summed over K in one order: k = 0, 1, 2 ... within each segment, one fused
-//! multiply-add a term, whatever M, the row's place, the tile's place or the number of threads.
-//! Edge tiles run the same micro-kernel into scratch. This is what gives a member the same bits in
-//! company as alone (design.md, invariant 1).
+//! A row of `C` is summed over K in one order: within each segment, blocks of [`KC`] terms from k = 0
+//! on, each block one fused multiply-add a term, then added to the sum of those before (which keeps
+//! more digits than one long chain). Neither M, the row's place, the tile's place nor the number of
+//! threads changes that; edge tiles run the same micro-kernel into scratch. This is what gives a
+//! member the same bits in company as alone.
 //!
 //! `B` is packed on the fly into panels of [`NR`] columns, so a memory-mapped weight is read where
 //! it lies, in either direction, and no copy of it is kept. `A` is read in place when its columns
@@ -501,7 +502,7 @@ fn tile(
             dst[..cols].copy_from_slice(c_row(c, row + i, col, cols));
         }
     }
-    micro(acc.as_mut_ptr().cast(), NR, a, panel, kc, Start::Accumulate);
+    micro(acc.as_mut_ptr().cast(), NR, a, panel, kc, from);
     for (i, src) in acc.iter().enumerate().take(rows) {
         c_row(c, row + i, col, cols).copy_from_slice(&src[..cols]);
     }
@@ -553,12 +554,6 @@ unsafe fn micro_avx2(
         let base = a.data.as_ptr();
         let rows: [*const f32; MR] = std::array::from_fn(|i| base.add(a.offsets[i]));
         let mut acc = [[_mm256_setzero_ps(); 2]; MR];
-        if from == Start::Accumulate {
-            for (i, t) in acc.iter_mut().enumerate() {
-                t[0] = _mm256_loadu_ps(c.add(i * ld));
-                t[1] = _mm256_loadu_ps(c.add(i * ld + 8));
-            }
-        }
         let step = a.step;
         let mut at = 0;
         let mut p = panel;
@@ -576,8 +571,14 @@ unsafe fn micro_avx2(
             p = p.add(NR);
         }
         for (i, t) in acc.iter().enumerate() {
-            _mm256_storeu_ps(c.add(i * ld), t[0]);
-            _mm256_storeu_ps(c.add(i * ld + 8), t[1]);
+            for (half, t) in t.iter().enumerate() {
+                let at = c.add(i * ld + 8 * half);
+                let sum = match from {
+                    Start::Zero => *t,
+                    Start::Accumulate => _mm256_add_ps(_mm256_loadu_ps(at), *t),
+                };
+                _mm256_storeu_ps(at, sum);
+            }
         }
     }
 }
@@ -589,16 +590,15 @@ fn micro_portable(c: *mut f32, ld: usize, a: &RowGroup<'_>, panel: &[f32], kc: u
         // SAFETY: `c` has MR rows of NR elements at stride `ld`, as in `micro`.
         let out = unsafe { std::slice::from_raw_parts_mut(c.add(i * ld), NR) };
         let mut acc = [0f32; NR];
-        if from == Start::Accumulate {
-            acc.copy_from_slice(out);
-        }
         for k in 0..kc {
             let x = a.data[a.offsets[i] + k * a.step];
             for (t, b) in acc.iter_mut().zip(&panel[k * NR..]) {
                 *t += x * b;
             }
         }
-        out.copy_from_slice(&acc);
+        for (o, t) in out.iter_mut().zip(acc) {
+            *o = if from == Start::Accumulate { *o + t } else { t };
+        }
     }
 }
 
