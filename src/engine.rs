@@ -30,9 +30,12 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
 }
 
+/// Gives the tokenizer and how long it took.
+type Loader = JoinHandle<(Result<Tokenizer>, Duration)>;
+
 /// A tokenizer that is being loaded beside everything else.
 struct Loading {
-    handle: Mutex<Option<JoinHandle<(Result<Tokenizer>, Duration)>>>,
+    handle: Mutex<Option<Loader>>,
     ready: OnceLock<(Tokenizer, Duration)>,
 }
 

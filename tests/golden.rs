@@ -28,11 +28,11 @@ use serde_json::Value;
 
 /// Limits of goldens/README.md, and the worst error seen on goldens/open (f32 CPU, AVX2).
 const LIMITS: [(&str, f32, &str); 5] = [
-    ("losses", 1e-4, "1.5e-5"),
-    ("grad1", 5e-5, "1.2e-5"),
-    ("feat_init", 2e-5, "5e-6"),
+    ("losses", 1e-4, "9.6e-6"),
+    ("grad1", 5e-5, "6.6e-6"),
+    ("feat_init", 2e-5, "4.4e-6"),
     ("feat_final", 1e-4, "1.5e-5"),
-    ("final", 5e-5, "2.5e-6"),
+    ("final", 5e-5, "1.1e-5"),
 ];
 
 fn limit(what: &str) -> f32 {
@@ -298,7 +298,8 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
         .unwrap_or_default();
     let mut ours: Vec<&str> = state.tensors.iter().map(|t| t.name.as_str()).collect();
     let mut theirs: Vec<&str> = names.into_iter().filter(|n| !idle.contains(n)).collect();
-    (ours.sort_unstable(), theirs.sort_unstable());
+    ours.sort_unstable();
+    theirs.sort_unstable();
     assert_eq!(ours, theirs, "trainable tensors");
 
     for (k, got) in encode(model, &case.adapter, &mut state, &data[0])
@@ -388,7 +389,7 @@ fn ten_steps_of_every_case_agree_with_pytorch() {
         println!("{name:56} {errors:?}");
         for (what, error) in &errors {
             note(&mut worst, what, *error);
-            if !(*error <= limit(what)) {
+            if error.is_nan() || *error > limit(what) {
                 failures.push(format!(
                     "{name}: {what} is off by {error:.2e}, limit {:.0e}",
                     limit(what)

@@ -115,7 +115,7 @@ fn erf_and_gauss(x: f32) -> (f32, f32) {
         -2.684_859e-2,
         0.112_834_3,
         -0.376_126_05,
-        1.128_379_1,
+        std::f32::consts::FRAC_2_SQRT_PI,
     ] {
         near = square.mul_add(near, c);
     }

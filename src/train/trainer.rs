@@ -262,7 +262,7 @@ impl<'e> Trainer<'e> {
             let due = self
                 .save
                 .as_ref()
-                .is_some_and(|s| self.step % s.every.max(1) == 0);
+                .is_some_and(|s| self.step.is_multiple_of(s.every.max(1)));
             if due || self.step == end {
                 self.save_now(&mut tell)?;
             }
@@ -417,7 +417,7 @@ impl<'e> Trainer<'e> {
     fn evaluate_due(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         for g in 0..self.members.len() {
             let (total, every) = (self.total_steps(g), self.members[g].config.eval_every);
-            let due = self.step == total || (every > 0 && self.step % every == 0);
+            let due = self.step == total || (every > 0 && self.step.is_multiple_of(every));
             let Some(validation) = self.members[g].validation.clone() else {
                 continue;
             };
