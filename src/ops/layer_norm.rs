@@ -106,10 +106,7 @@ impl Node for LayerNorm {
             return;
         };
         let dz = bw.like(self.resid);
-        let dinp = match self.dropout {
-            Some(_) => Some(bw.like(self.inp)),
-            None => None,
-        };
+        let dinp = self.dropout.map(|_| bw.like(self.inp));
         let (dweight, dbias) = (bw.param_grad(self.weight), bw.param_grad(self.bias));
         bw.push(LayerNormGrad {
             dout,
