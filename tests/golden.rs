@@ -499,6 +499,46 @@ fn the_forward_pass_agrees_layer_by_layer() {
     state.adam_steps.clear();
 }
 
+/// A BERT encoder with two token types, without a head: LaBSE and mBERT are of its kind.
+#[test]
+fn the_bert_encoder_agrees() {
+    let Some(folder) = goldens() else { return };
+    let file = |name: &str| folder.join(name);
+    let files = TextModelFiles::from_parts(
+        &file("bert_config.json"),
+        &file("bert_model.safetensors"),
+        &file("tokenizer.json"),
+    );
+    let model = TextModel::new(files.expect("a BERT encoder"));
+    let c = Checkpoint::open(&file("bert_io.safetensors")).expect("bert_io");
+    let (ids, shape) = ints(&c, "ids");
+    let (mask, _) = ints(&c, "mask");
+    let (types, _) = ints(&c, "token_type_ids");
+    let kept: Vec<usize> = (0..ids.len()).filter(|i| mask[*i] == 1).collect();
+    let rows: Vec<Vec<u32>> = (0..shape[0])
+        .map(|r| {
+            kept.iter()
+                .filter(|i| *i / shape[1] == r)
+                .map(|i| ids[*i] as u32)
+                .collect()
+        })
+        .collect();
+    let member = MemberTexts {
+        anchors: texts(&rows, 0),
+        partners: vec![],
+    };
+    let mut batch = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
+    batch.types = kept.iter().map(|i| types[*i] as u32).collect();
+    let program = EncodeProgram::new(&model.config, model.head, &Adapter::default());
+    let mut state = model.init(&program.graph, &[1]).expect("state");
+    let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
+    let mut exec = CpuExecutor::new(program.graph.clone(), frozen, &state, pool(2));
+    exec.run(&mut state, &batch, &[MemberStep::default()])
+        .expect("ran");
+    let error = max_diff(&exec.output(program.features), &floats(&c, "mean_pooled"));
+    assert!(error <= limit("feat_init"), "mean_pooled is off by {error}");
+}
+
 #[test]
 fn schedules_splits_and_retrieval_agree() {
     let Some(folder) = goldens() else { return };

@@ -67,6 +67,7 @@ fn step(text_loss: TextLoss, g: usize) -> MemberStep {
             lr: 0.0,
             ..Adam::default()
         },
+        ..MemberStep::default()
     }
 }
 

@@ -93,6 +93,7 @@ impl Member {
                 clip_norm: 1.0,
                 ..Adam::default()
             },
+            ..MemberStep::default()
         }
     }
 }

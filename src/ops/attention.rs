@@ -150,10 +150,9 @@ impl Node for Attention {
         };
         let dqkv = bw.like(self.qkv);
         let (heads, dropout) = (self.heads, self.dropout);
-        let (qkv, out, lse) = (self.qkv, self.out, self.lse);
+        let (qkv, lse) = (self.qkv, self.lse);
         bw.push(AttentionGrad {
             qkv,
-            out,
             lse,
             dout,
             dqkv,
@@ -303,8 +302,6 @@ fn softmax(row: &mut [f32]) -> f32 {
 pub struct AttentionGrad {
     /// (T, 3C)
     pub qkv: ValueId,
-    /// (T, C) as the forward left it.
-    pub out: ValueId,
     /// (T, NH) as the forward left it.
     pub lse: ValueId,
     /// (T, C)
@@ -319,7 +316,7 @@ pub struct AttentionGrad {
 
 impl Node for AttentionGrad {
     fn reads(&self) -> Vec<ValueId> {
-        vec![self.qkv, self.out, self.lse, self.dout]
+        vec![self.qkv, self.lse, self.dout]
     }
 
     fn writes(&self) -> Vec<ValueId> {

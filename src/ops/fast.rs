@@ -43,19 +43,18 @@ pub fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 /// Dot product.
 #[inline(always)]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut acc = [[0f32; LANES]; 2];
-    let mut xs = x.chunks_exact(2 * LANES);
-    let mut ys = y.chunks_exact(2 * LANES);
+    let mut acc = [0f32; LANES];
+    let mut xs = x.chunks_exact(LANES);
+    let mut ys = y.chunks_exact(LANES);
     for (u, v) in (&mut xs).zip(&mut ys) {
-        for i in 0..LANES {
-            acc[0][i] = u[i].mul_add(v[i], acc[0][i]);
-            acc[1][i] = u[LANES + i].mul_add(v[LANES + i], acc[1][i]);
+        for ((a, u), v) in acc.iter_mut().zip(u).zip(v) {
+            *a = u.mul_add(*v, *a);
         }
     }
-    for (i, (u, v)) in xs.remainder().iter().zip(ys.remainder()).enumerate() {
-        acc[i / LANES][i % LANES] = u.mul_add(*v, acc[i / LANES][i % LANES]);
+    for ((a, u), v) in acc.iter_mut().zip(xs.remainder()).zip(ys.remainder()) {
+        *a = u.mul_add(*v, *a);
     }
-    fold(std::array::from_fn(|i| acc[0][i] + acc[1][i]))
+    fold(acc)
 }
 
 /// `y += a x`.

@@ -1,9 +1,10 @@
 //! Matrix products on the CPU: `C (M, N) = sum over segments of A (M, K) B (K, N)`.
 //!
-//! A row of `C` is summed over K in one order: k = 0, 1, 2 ... within each segment, one fused
-//! multiply-add a term, whatever M, the row's place, the tile's place or the number of threads.
-//! Edge tiles run the same micro-kernel into scratch. This is what gives a member the same bits in
-//! company as alone (design.md, invariant 1).
+//! A row of `C` is summed over K in one order: within each segment, blocks of [`KC`] terms from k = 0
+//! on, each block one fused multiply-add a term, then added to the sum of those before (which keeps
+//! more digits than one long chain). Neither M, the row's place, the tile's place nor the number of
+//! threads changes that; edge tiles run the same micro-kernel into scratch. This is what gives a
+//! member the same bits in company as alone.
 //!
 //! `B` is packed on the fly into panels of [`NR`] columns, so a memory-mapped weight is read where
 //! it lies, in either direction, and no copy of it is kept. `A` is read in place when its columns
@@ -23,8 +24,10 @@ pub const MR: usize = 6;
 pub const NR: usize = 16;
 /// Terms of a product that one pass adds to a tile: a panel of `KC * NR` stays in the L1 cache.
 const KC: usize = 256;
+/// Elements of a panel between what is read and what is asked for: sixteen cache lines.
+const AHEAD: usize = 16 * NR;
 /// Panels that one task packs: `KC * NR * PANELS` stays in the L2 cache.
-const PANELS: usize = 8;
+const PANELS: usize = 16;
 
 /// A strided view of a matrix.
 #[derive(Clone, Copy)]
@@ -343,8 +346,13 @@ fn a_panel<'a>(
         };
     }
     for (k, dst) in pack.chunks_exact_mut(MR).take(kc).enumerate() {
-        for (i, d) in dst.iter_mut().enumerate() {
-            *d = a.data[clamped(i) * a.rs + (k0 + k) * a.cs];
+        let start = row * a.rs + (k0 + k) * a.cs;
+        if a.rs == 1 && rows == MR {
+            dst.copy_from_slice(&a.data[start..start + MR]);
+        } else {
+            for (i, d) in dst.iter_mut().enumerate() {
+                *d = a.data[start + i.min(rows - 1) * a.rs];
+            }
         }
     }
     RowGroup {
@@ -393,40 +401,85 @@ fn copy_run(dst: &mut [f32], src: &[f32]) {
 /// Columns of B are rows of a weight in memory: 8 x 8 blocks are transposed in registers.
 #[inline(always)]
 fn transpose_panel(panel: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usize, width: usize) {
-    let mut k = 0;
-    while k + 8 <= kc && width == NR {
-        for half in 0..2 {
-            let mut block = [[0f32; 8]; 8];
-            for (i, row) in block.iter_mut().enumerate() {
-                let at = (col + half * 8 + i) * b.cs + k0 + k;
-                row.copy_from_slice(&b.data[at..at + 8]);
-            }
-            let block = transpose8(block);
-            for (kk, row) in block.iter().enumerate() {
-                let at = (k + kk) * NR + half * 8;
-                panel[at..at + 8].copy_from_slice(row);
-            }
+    let columns: [&[f32]; NR] = std::array::from_fn(|i| {
+        let start = (col + i.min(width - 1)) * b.cs + k0;
+        &b.data[start..start + kc]
+    });
+    let whole = kc / 8 * 8;
+    let blocks = width / 8 * 8;
+    for (k, rows) in panel[..whole * NR].chunks_exact_mut(8 * NR).enumerate() {
+        for first in (0..blocks).step_by(8) {
+            let block = std::array::from_fn(|i| &columns[first + i][8 * k..8 * k + 8]);
+            transpose8(block, &mut rows[first..]);
         }
-        k += 8;
     }
-    for i in 0..width {
-        let src = &b.data[(col + i) * b.cs + k0..][..kc];
-        for kk in k..kc {
-            panel[kk * NR + i] = src[kk];
+    for (i, column) in columns.iter().enumerate().take(width) {
+        for k in if i < blocks { whole } else { 0 }..kc {
+            panel[k * NR + i] = column[k];
         }
     }
 }
 
-/// Three rounds of interleaving, which compile to vector shuffles.
+/// Writes eight rows of eight as the columns of rows of [`NR`].
 #[inline(always)]
-fn transpose8(m: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
-    let mut out = [[0f32; 8]; 8];
-    for i in 0..8 {
-        for j in 0..8 {
-            out[j][i] = m[i][j];
+fn transpose8(rows: [&[f32]; 8], out: &mut [f32]) {
+    assert!(rows.iter().all(|r| r.len() == 8) && out.len() >= 7 * NR + 8);
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        #[allow(unsafe_code)]
+        // SAFETY: the features were detected, and the lengths were checked above.
+        unsafe {
+            transpose8_avx2(rows.map(<[f32]>::as_ptr), out.as_mut_ptr())
+        };
+        return;
+    }
+    for (j, row) in rows.iter().enumerate() {
+        for (i, x) in row.iter().enumerate() {
+            out[i * NR + j] = *x;
         }
     }
-    out
+}
+
+/// Pairs, fours and halves are interleaved: left to itself the compiler moves single elements.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+#[allow(unsafe_code)]
+/// # Safety
+/// Every row covers 8 elements, `out` covers 8 at each of 8 strides of [`NR`].
+unsafe fn transpose8_avx2(rows: [*const f32; 8], out: *mut f32) {
+    use std::arch::x86_64::*;
+    // SAFETY: as the function's own.
+    unsafe {
+        // Lane l of `x[i]` becomes elements i + 4 of row l's halves.
+        let x: [__m256; 8] = std::array::from_fn(|i| {
+            let (near, far) = (rows[i % 4].add(i / 4 * 4), rows[i % 4 + 4].add(i / 4 * 4));
+            _mm256_insertf128_ps::<1>(
+                _mm256_castps128_ps256(_mm_loadu_ps(near)),
+                _mm_loadu_ps(far),
+            )
+        });
+        for half in [0, 4] {
+            let [a, b, c, d] = [x[half], x[half + 1], x[half + 2], x[half + 3]];
+            let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let columns = [
+                _mm256_shuffle_ps::<0x44>(ab0, cd0),
+                _mm256_shuffle_ps::<0xEE>(ab0, cd0),
+                _mm256_shuffle_ps::<0x44>(ab1, cd1),
+                _mm256_shuffle_ps::<0xEE>(ab1, cd1),
+            ];
+            for (i, column) in columns.into_iter().enumerate() {
+                _mm256_storeu_ps(out.add((half + i) * NR), column);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn has_avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
 }
 
 /// Adds `kc` terms to a tile of the destination.
@@ -449,7 +502,7 @@ fn tile(
             dst[..cols].copy_from_slice(c_row(c, row + i, col, cols));
         }
     }
-    micro(acc.as_mut_ptr().cast(), NR, a, panel, kc, Start::Accumulate);
+    micro(acc.as_mut_ptr().cast(), NR, a, panel, kc, from);
     for (i, src) in acc.iter().enumerate().take(rows) {
         c_row(c, row + i, col, cols).copy_from_slice(&src[..cols]);
     }
@@ -469,7 +522,7 @@ fn micro(c: *mut f32, ld: usize, a: &RowGroup<'_>, panel: &[f32], kc: usize, fro
         "gemm: operands too short for a tile"
     );
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+    if has_avx2() {
         #[allow(unsafe_code)]
         // SAFETY: the features were detected, the reads were checked above, and `c` has MR rows of
         // NR elements at stride `ld` (a whole tile of the destination, or the edge scratch).
@@ -501,16 +554,12 @@ unsafe fn micro_avx2(
         let base = a.data.as_ptr();
         let rows: [*const f32; MR] = std::array::from_fn(|i| base.add(a.offsets[i]));
         let mut acc = [[_mm256_setzero_ps(); 2]; MR];
-        if from == Start::Accumulate {
-            for (i, t) in acc.iter_mut().enumerate() {
-                t[0] = _mm256_loadu_ps(c.add(i * ld));
-                t[1] = _mm256_loadu_ps(c.add(i * ld + 8));
-            }
-        }
         let step = a.step;
         let mut at = 0;
         let mut p = panel;
         for _ in 0..kc {
+            // The panel comes from the L2 cache; past its end lies the next tile's.
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
             let b0 = _mm256_loadu_ps(p);
             let b1 = _mm256_loadu_ps(p.add(8));
             for i in 0..MR {
@@ -522,8 +571,14 @@ unsafe fn micro_avx2(
             p = p.add(NR);
         }
         for (i, t) in acc.iter().enumerate() {
-            _mm256_storeu_ps(c.add(i * ld), t[0]);
-            _mm256_storeu_ps(c.add(i * ld + 8), t[1]);
+            for (half, t) in t.iter().enumerate() {
+                let at = c.add(i * ld + 8 * half);
+                let sum = match from {
+                    Start::Zero => *t,
+                    Start::Accumulate => _mm256_add_ps(_mm256_loadu_ps(at), *t),
+                };
+                _mm256_storeu_ps(at, sum);
+            }
         }
     }
 }
@@ -535,16 +590,15 @@ fn micro_portable(c: *mut f32, ld: usize, a: &RowGroup<'_>, panel: &[f32], kc: u
         // SAFETY: `c` has MR rows of NR elements at stride `ld`, as in `micro`.
         let out = unsafe { std::slice::from_raw_parts_mut(c.add(i * ld), NR) };
         let mut acc = [0f32; NR];
-        if from == Start::Accumulate {
-            acc.copy_from_slice(out);
-        }
         for k in 0..kc {
             let x = a.data[a.offsets[i] + k * a.step];
             for (t, b) in acc.iter_mut().zip(&panel[k * NR..]) {
                 *t += x * b;
             }
         }
-        out.copy_from_slice(&acc);
+        for (o, t) in out.iter_mut().zip(acc) {
+            *o = if from == Start::Accumulate { *o + t } else { t };
+        }
     }
 }
 

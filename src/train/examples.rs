@@ -59,6 +59,47 @@ impl Examples {
         Ok(Examples { texts, images, dim })
     }
 
+    /// Items from texts and image features in memory; text i of every role belongs to image i.
+    ///
+    /// # Errors
+    /// Lengths that differ, an image feature that is not finite or all zero, an empty or too long
+    /// text.
+    pub fn in_memory<S: AsRef<str>>(
+        engine: &Engine,
+        texts: &[(Role, &[S])],
+        images: Vec<f32>,
+    ) -> Result<Examples> {
+        let dim = engine.embed_dim();
+        if images.len() % dim != 0 {
+            return Err(bad_input!(
+                "images: found {} numbers, expected rows of {dim}",
+                images.len()
+            ));
+        }
+        let features = Features {
+            names: vec![],
+            dim,
+            values: images,
+        };
+        features.check_rows(&(0..features.len()).collect::<Vec<_>>())?;
+        let n = features.len();
+        let mut examples = Examples {
+            images: features.values,
+            dim,
+            ..Examples::default()
+        };
+        for (role, lines) in texts {
+            if lines.len() != n {
+                let (name, found) = (role.name(), lines.len());
+                return Err(bad_input!(
+                    "texts `{name}`: found {found}, expected one an image, {n}"
+                ));
+            }
+            examples.texts[role.index()] = engine.tokenize(lines)?;
+        }
+        Ok(examples)
+    }
+
     /// Number of items.
     pub fn len(&self) -> usize {
         self.images.len() / self.dim.max(1)

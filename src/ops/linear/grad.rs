@@ -1,8 +1,10 @@
 //! Gradients of [`super::Linear`]: of its input, of its weights, of its low-rank branches.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::{Branch, Columns, Lora, Part, columns, row_groups};
+use super::{Branch, Columns, Lora, Part, columns, project, row_groups};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::ValueId;
@@ -10,7 +12,7 @@ use crate::ops::fast::{axpy, vector};
 use crate::ops::gemm::{Dest, Mat, Segment, Start, gemm};
 use crate::ops::real::Real;
 use crate::ops::{Node, member_slice};
-use crate::text::pack::{Batch, Rows};
+use crate::text::pack::Rows;
 
 /// Columns of a task over a sum of rows.
 const COLUMNS: usize = 128;
@@ -28,7 +30,7 @@ pub struct InputGrad {
     pub branches: Vec<Option<ValueId>>,
     /// (rows, K) what other consumers of the input left.
     pub resid: Option<ValueId>,
-    /// (rows, K) `=`; may take the place of `resid`.
+    /// (rows, K) `=`
     pub dinp: ValueId,
 }
 
@@ -341,25 +343,31 @@ impl Node for LoraGrad {
         let (r, mut w) = mem.bind(&reads, &[Some(self.v), self.grads.0, self.grads.1]);
         let (inp, dout, u) = (r[0], r[1], r[2]);
         let [v, da, db] = &mut w[..] else { return };
-        let table = Branch::transposed(r[3], rank, len, self.lora.scale);
-        table.project(v, (dout, width, start), batch, self.rows);
-        for g in 0..batch.members.len() {
+        let table = |g: usize| Mat::rows(&r[3][g * len * rank..][..len * rank], rank);
+        project(
+            v,
+            (&dout[start..], width),
+            (table, rank, len),
+            self.lora.scale,
+            (batch, self.rows),
+        );
+        let mut sums = vec![0f32; if db.is_empty() { 0 } else { rank * len }];
+        for (rows, g) in row_groups(batch, self.rows, true) {
+            if rows.is_empty() {
+                continue;
+            }
             if !da.is_empty() {
+                let x = Mat::rows(&inp[rows.start * k..], k);
                 let dest = &mut da[g * rank * k..][..rank * k];
-                for (i, col, sum) in row_sums(batch, (self.rows, g), (v, rank), (inp, k, 0), k) {
-                    dest[i * k + col..][..sum.len()]
-                        .iter_mut()
-                        .zip(&sum)
-                        .for_each(|(d, s)| *d += s);
-                }
+                row_sums(dest, (v, rank), x, (rows.clone(), k), Start::Accumulate);
             }
             if !db.is_empty() {
+                let x = Mat::rows(&dout[rows.start * width + start..], width);
+                row_sums(&mut sums, (u, rank), x, (rows, len), Start::Zero);
                 let dest = &mut db[g * rank * len..][..rank * len];
-                for (i, col, sum) in
-                    row_sums(batch, (self.rows, g), (u, rank), (dout, width, start), len)
-                {
-                    for (o, s) in sum.iter().enumerate() {
-                        dest[(col + o) * rank + i] += self.lora.scale * s;
+                for (i, line) in sums.chunks_exact(len).enumerate() {
+                    for (d, s) in dest[i..].iter_mut().step_by(rank).zip(line) {
+                        *d += self.lora.scale * s;
                     }
                 }
             }
@@ -367,38 +375,29 @@ impl Node for LoraGrad {
     }
 }
 
-/// `sum over a member's rows of coeff[row, i] * x[row, col]`, in row order, as runs
-/// `(i, col, sums)`: a thin TN product, parallel over columns.
+/// `sums (R, width) (+)= coeff^T x` over a member's rows, in row order.
 fn row_sums(
-    batch: &Batch,
-    (rows, g): (Rows, usize),
+    sums: &mut [f32],
     (coeff, rank): (&[f32], usize),
-    (x, ld, from): (&[f32], usize, usize),
-    width: usize,
-) -> Vec<(usize, usize, Vec<f32>)> {
-    let range = batch.member_rows(rows, g);
-    let blocks = width.div_ceil(COLUMNS);
-    (0..blocks)
-        .into_par_iter()
-        .flat_map_iter(|block| {
-            let col = block * COLUMNS;
-            let cols = COLUMNS.min(width - col);
-            let mut sums = vec![0f32; rank * cols];
-            vector(
-                #[inline(always)]
-                || {
-                    for t in range.clone() {
-                        let run = &x[t * ld + from + col..][..cols];
-                        for (sum, c) in sums.chunks_exact_mut(cols).zip(&coeff[t * rank..]) {
-                            axpy(sum, *c, run);
-                        }
-                    }
-                },
-            );
-            let runs: Vec<Vec<f32>> = sums.chunks_exact(cols).map(<[f32]>::to_vec).collect();
-            runs.into_iter()
-                .enumerate()
-                .map(move |(i, sum)| (i, col, sum))
-        })
-        .collect()
+    x: Mat<'_>,
+    (rows, width): (Range<usize>, usize),
+    start: Start,
+) {
+    let segment = Segment {
+        a: Mat::rows(&coeff[rows.start * rank..], rank).t(),
+        b: x,
+        k: rows.len(),
+    };
+    let dest = Dest {
+        data: sums,
+        ld: width,
+    };
+    gemm(
+        dest,
+        None,
+        (rank, width),
+        &[segment],
+        start,
+        |_, _, _, _| {},
+    );
 }

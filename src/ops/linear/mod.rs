@@ -7,12 +7,10 @@
 
 pub mod grad;
 
-use rayon::prelude::*;
-
-use super::fast::{dot, gelu, vector};
+use super::fast::gelu;
 use super::gemm::{Dest, Mat, Segment, Start, gemm};
 use super::real::{self, Real};
-use super::{Node, member_slice, split_rows};
+use super::{Node, member_slice};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
@@ -358,9 +356,6 @@ pub(crate) fn row_groups(
     }
 }
 
-/// Rows of a task over a low-rank branch.
-const CHUNK: usize = 32;
-
 /// What a branch adds to each row: `sum over r of coefficient[row, r] * table[g, r, :]`.
 pub(crate) struct Branch {
     table: Vec<f32>,
@@ -406,31 +401,39 @@ impl Branch {
             scale,
         }
     }
+}
 
-    /// `out[row, r] = scale * dot(inp[row, from..from + width], table[g, r])` for all rows.
-    pub(crate) fn project(
-        &self,
-        out: &mut [f32],
-        (inp, ld, from): (&[f32], usize, usize),
-        batch: &Batch,
-        rows: Rows,
-    ) {
-        let chunks = batch.chunks(rows, CHUNK);
-        let out = split_rows(out, &chunks, self.rank);
-        chunks.par_iter().zip(out).for_each(|(k, out)| {
-            let table = &self.table[k.member * self.rank * self.width..];
-            vector(
-                #[inline(always)]
-                || {
-                    for (dst, t) in out.chunks_exact_mut(self.rank).zip(k.start..k.end) {
-                        let x = &inp[t * ld + from..][..self.width];
-                        for (d, line) in dst.iter_mut().zip(table.chunks_exact(self.width)) {
-                            *d = self.scale * dot(x, line);
-                        }
-                    }
-                },
-            );
-        });
+/// `out = scale inp table` of each member's rows: (rows, R) from rows of `width` elements and each
+/// member's table (width, R), a view of which `table` gives.
+pub(crate) fn project<'a>(
+    out: &mut [f32],
+    (inp, ld): (&[f32], usize),
+    (table, rank, width): (impl Fn(usize) -> Mat<'a>, usize, usize),
+    scale: f32,
+    (batch, rows): (&Batch, Rows),
+) {
+    for (range, g) in row_groups(batch, rows, true) {
+        if range.is_empty() {
+            continue;
+        }
+        let segment = Segment {
+            a: Mat::rows(&inp[range.start * ld..], ld),
+            b: table(g),
+            k: width,
+        };
+        let dest = Dest {
+            data: &mut out[range.start * rank..],
+            ld: rank,
+        };
+        gemm(
+            dest,
+            None,
+            (range.len(), rank),
+            &[segment],
+            Start::Zero,
+            #[inline(always)]
+            |_, _, run, _| run.iter_mut().for_each(|x| *x *= scale),
+        );
     }
 }
 
@@ -443,6 +446,7 @@ fn forward_branch(mem: &mut CpuMem<'_>, op: &Linear, lora: &Lora, width: usize) 
         &[Some(op.inp), Some(lora.lora_a), Some(lora.lora_b)],
         &[Some(lora.u)],
     );
-    Branch::direct(r[1], rank, k).project(w[0], (r[0], k, 0), batch, op.rows);
+    let table = |g: usize| Mat::rows(&r[1][g * rank * k..][..rank * k], k).t();
+    project(w[0], (r[0], k), (table, rank, k), 1.0, (batch, op.rows));
     Branch::transposed(r[2], rank, width, lora.scale)
 }

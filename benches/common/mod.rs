@@ -1,0 +1,238 @@
+//! What the benches of whole steps share: a text tower with random weights, and texts of the
+//! lengths that captions have. No file is needed.
+
+#![allow(dead_code)] // each bench uses its own part
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crosstune::adapter::{Adapter, initial};
+use crosstune::exec::cpu::CpuExecutor;
+use crosstune::exec::state::TrainState;
+use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep};
+use crosstune::graph::{Bucket, Graph, Role, ValueId};
+use crosstune::model::text::DropoutRates;
+use crosstune::ops::philox::Stream;
+use crosstune::text::pack::{Batch, MemberTexts, Text};
+use crosstune::train::program::{EncodeProgram, TrainProgram};
+use crosstune::weights::config::{Encoder, TextConfig};
+use rayon::prelude::*;
+
+/// Sizes by name: the goldens' tower, XLM-R base, XLM-R large.
+pub const SIZES: [&str; 3] = ["tiny", "base", "large"];
+
+/// The tower of a size.
+pub fn config(size: &str) -> Option<TextConfig> {
+    let (vocab, layers, hidden, heads, ffn, embed_dim) = match size {
+        "tiny" => (512, 3, 64, 4, 128, 48),
+        "base" => (250_002, 12, 768, 12, 3072, 768),
+        "large" => (250_002, 24, 1024, 16, 4096, 768),
+        _ => return None,
+    };
+    Some(TextConfig {
+        encoder: Encoder::XlmRoberta,
+        vocab,
+        hidden,
+        layers,
+        heads,
+        ffn,
+        max_positions: 514,
+        token_types: 1,
+        layer_norm_eps: 1e-5,
+        pad_id: 1,
+        hidden_dropout: 0.1,
+        attention_dropout: 0.1,
+        embed_dim,
+    })
+}
+
+/// Tokens of the first captions of a split (`train.de`, `train.en`, `test.de`): those of
+/// `tools/bench_lengths.json` in `CROSSTUNE_SHARED` or `../shared`, else a list like them.
+pub fn lengths(split: &str) -> Vec<usize> {
+    let shared = std::env::var_os("CROSSTUNE_SHARED").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        PathBuf::from,
+    );
+    let file = std::fs::read_to_string(shared.join("tools/bench_lengths.json"));
+    let all = file
+        .ok()
+        .and_then(|t| serde_json::from_str::<serde_json::Value>(&t).ok());
+    let listed = all.as_ref().and_then(|v| v[split].as_array()).map(|list| {
+        list.iter()
+            .filter_map(|n| Some(n.as_u64()? as usize))
+            .collect()
+    });
+    listed.unwrap_or_else(|| {
+        const LIKE: [usize; 16] = [
+            18, 18, 16, 21, 14, 22, 14, 24, 13, 20, 30, 12, 19, 35, 16, 25,
+        ];
+        let shorter = if split.ends_with("en") { 3 } else { 0 };
+        (0..1000).map(|i| LIKE[i * 7 % 16] - shorter).collect()
+    })
+}
+
+/// Ids of texts of the given lengths, uniform over the vocabulary.
+fn random_texts(lengths: &[usize], vocab: usize, name: &str) -> Vec<Vec<u32>> {
+    let stream = Stream::named(7, name);
+    let total = lengths.iter().sum();
+    let numbers = stream.uniform(total, 1.0);
+    let mut ids = numbers
+        .iter()
+        .map(|u| 5 + ((u + 1.0) * 0.5 * (vocab - 6) as f32) as u32);
+    lengths
+        .iter()
+        .map(|n| ids.by_ref().take(*n).collect())
+        .collect()
+}
+
+/// The texts of a role, one an item.
+pub fn texts(rows: &[Vec<u32>], role: u8) -> Vec<Text<'_>> {
+    let text = |(i, ids)| Text {
+        ids,
+        role,
+        item: i as u32,
+    };
+    rows.iter()
+        .map(|r| r.as_slice())
+        .enumerate()
+        .map(text)
+        .collect()
+}
+
+/// Random frozen weights. The word table is zero and never touched but for the rows that texts
+/// use, so it costs no more memory than a mapped one.
+fn random_frozen(graph: &Graph) -> Frozen {
+    let none = Bucket {
+        tokens: 0,
+        seqs: 0,
+        items: 0,
+        members: 1,
+    };
+    let ids: Vec<ValueId> = graph.with_role(Role::Frozen).collect();
+    let tensors: Vec<(String, Vec<f32>)> = ids
+        .into_par_iter()
+        .map(|id| {
+            let value = graph.get(id);
+            let n = value.elements(&none);
+            let data = if value.name.ends_with("word_embeddings.weight") {
+                vec![0.0; n]
+            } else {
+                random_tensor(&value.name, n)
+            };
+            (value.name.clone(), data)
+        })
+        .collect();
+    let mut frozen = Frozen::default();
+    for (name, data) in tensors {
+        frozen.insert(name, FrozenTensor::Owned(Arc::new(data)));
+    }
+    frozen
+}
+
+fn random_tensor(name: &str, n: usize) -> Vec<f32> {
+    if name.ends_with("LayerNorm.weight") {
+        return vec![1.0; n];
+    }
+    Stream::named(1, name).uniform(n, 0.035)
+}
+
+fn random_state(graph: &Graph) -> TrainState {
+    let mut state = TrainState::new(graph, 1);
+    for t in 0..state.tensors.len() {
+        let tensor = state.tensors[t].clone();
+        let values = initial(&tensor.name, &tensor.shape, 1)
+            .unwrap_or_else(|| random_tensor(&tensor.name, tensor.len));
+        state.set_value(t, 0, &values);
+    }
+    state
+}
+
+/// A graph bound to random weights, and the batches that it runs over in turn.
+pub struct Run {
+    /// The executor.
+    pub exec: CpuExecutor,
+    /// Packed batches.
+    pub batches: Vec<Batch>,
+    state: TrainState,
+    member: MemberStep,
+    steps: usize,
+}
+
+impl Run {
+    /// Training with method1/mse and LoRA of rank 8: two texts an item, 8 batches.
+    pub fn train(c: &TextConfig, batch: usize, threads: usize, dropout: f32) -> Run {
+        let rates = DropoutRates {
+            hidden: dropout,
+            attention: dropout,
+        };
+        let graph = TrainProgram::new(c, true, &Adapter::lora(8), rates).graph;
+        let sides = ["train.de", "train.en"].map(|s| random_texts(&lengths(s), c.vocab, s));
+        let items = sides[0].len().min(sides[1].len());
+        let batches = (0..(items / batch).clamp(1, 8)).map(|b| {
+            let range = b * batch..((b + 1) * batch).min(items);
+            let member = MemberTexts {
+                anchors: texts(&sides[0][range.clone()], 0),
+                partners: texts(&sides[1][range.clone()], 1),
+            };
+            let images = Stream::named(b as u64, "images").normal(range.len() * c.embed_dim, 1.0);
+            Batch::pack(&[member], c.position_offset() as u32, images)
+        });
+        Run::new(graph, batches.collect(), threads)
+    }
+
+    /// Encoding the first captions of `test.de`, `batch` of them at a time.
+    pub fn encode(c: &TextConfig, captions: usize, batch: usize, threads: usize) -> Run {
+        let graph = EncodeProgram::new(c, true, &Adapter::lora(8)).graph;
+        let all = lengths("test.de");
+        let rows = random_texts(&all[..captions.min(all.len())], c.vocab, "test.de");
+        let batches = rows.chunks(batch).map(|rows| {
+            let member = MemberTexts {
+                anchors: texts(rows, 0),
+                partners: vec![],
+            };
+            Batch::pack(&[member], c.position_offset() as u32, vec![])
+        });
+        Run::new(graph, batches.collect(), threads)
+    }
+
+    fn new(graph: Arc<Graph>, batches: Vec<Batch>, threads: usize) -> Run {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("threads");
+        let frozen = Arc::new(random_frozen(&graph));
+        let state = random_state(&graph);
+        let exec = CpuExecutor::new(graph, frozen, &state, Arc::new(pool));
+        let weights = LossWeights {
+            image_anchor: 1.0,
+            mse: 0.1,
+            ..LossWeights::default()
+        };
+        let member = MemberStep {
+            weights,
+            ..MemberStep::default()
+        };
+        Run {
+            exec,
+            batches,
+            state,
+            member,
+            steps: 0,
+        }
+    }
+
+    /// Runs the next batch; returns its tokens.
+    pub fn step(&mut self) -> usize {
+        let batch = &self.batches[self.steps % self.batches.len()];
+        self.member.step = self.steps as u32;
+        self.steps += 1;
+        let ran = self.exec.run(&mut self.state, batch, &[self.member]);
+        ran.expect("a step");
+        batch.tokens()
+    }
+
+    /// Trainable parameters.
+    pub fn parameters(&self) -> usize {
+        self.state.parameters()
+    }
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs every test of the project. What the tests need and cargo does not bring is installed into
+# target/ first: with the research data beside the checkout (../shared), a real checkpoint is made
+# from hash-checked Python packages. Without it, the tests that want it say that they were skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+shared="${CROSSTUNE_SHARED:-../shared}"
+export CROSSTUNE_CHECKPOINTS="${CROSSTUNE_CHECKPOINTS:-$PWD/target/checkpoints}"
+
+make_checkpoint() {
+    local site="$PWD/target/python"
+    if [ ! -d "$site/safetensors" ]; then
+        # --target needs neither a virtual environment nor write access to Python's own folders.
+        python3 -m pip install --quiet --disable-pip-version-check --target "$site" \
+            numpy==2.2.6 safetensors==0.5.3
+    fi
+    PYTHONPATH="$site" python3 "$shared/tools/make_checkpoints.py" --only e5 \
+        --out "$CROSSTUNE_CHECKPOINTS"
+}
+
+if [ -f "$CROSSTUNE_CHECKPOINTS/m-clip-e5-small/model.safetensors" ]; then
+    echo "using the checkpoint in $CROSSTUNE_CHECKPOINTS"
+elif [ -f "$shared/tools/make_checkpoints.py" ]; then
+    make_checkpoint || echo "WARNING: no real checkpoint could be made; its tests are skipped"
+else
+    echo "no $shared: tests on research data and real weights are skipped, each saying so"
+fi
+
+cargo test --locked "$@"
