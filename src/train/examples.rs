@@ -70,7 +70,7 @@ impl Examples {
         images: Vec<f32>,
     ) -> Result<Examples> {
         let dim = engine.embed_dim();
-        if images.len() % dim != 0 {
+        if !images.len().is_multiple_of(dim) {
             return Err(bad_input!(
                 "images: found {} numbers, expected rows of {dim}",
                 images.len()
