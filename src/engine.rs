@@ -30,7 +30,7 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
 }
 
-/// Gives the tokenizer and how long it took.
+/// The thread that loads a tokenizer, and how long that took.
 type Loader = JoinHandle<(Result<Tokenizer>, Duration)>;
 
 /// A tokenizer that is being loaded beside everything else.
@@ -169,31 +169,34 @@ impl Engine {
         encoder.encode(self, &ids, &mut |_| {})
     }
 
-    /// Fails if a feature is not finite, naming the weight that is to blame.
-    pub(crate) fn check_finite(&self, features: &[f32], what: &str) -> Result<()> {
+    /// Fails if a feature is not finite, naming the tensor that is to blame.
+    fn check_finite(&self, features: &[f32], state: &TrainState) -> Result<()> {
         let Some(at) = features.iter().position(|x| !x.is_finite()) else {
             return Ok(());
         };
         let row = at / self.embed_dim() + 1;
         Err(Error::Run(format!(
-            "{what} {row}: its feature is not finite; {}",
-            self.blame()
+            "text {row}: its feature is not finite; {}",
+            self.blame(state, 0)
         )))
     }
 
-    /// Why numbers may not be finite: the first bad weight of the checkpoint, if there is one.
-    pub(crate) fn blame(&self) -> String {
-        match scan(self.model.weights()).first() {
-            Some(bad) => format!(
-                "{}: {} holds {} at element {}",
-                self.model.weights().path().display(),
-                bad.tensor,
-                bad.value,
-                bad.index
+    /// Why numbers are not finite: the first bad weight of the checkpoint, or else the largest value
+    /// that a member has trained.
+    pub(crate) fn blame(&self, state: &TrainState, member: usize) -> String {
+        let file = self.model.weights().path().display();
+        if let Some(bad) = scan(self.model.weights()).first() {
+            return format!(
+                "{file}: {} holds {} at element {}",
+                bad.tensor, bad.value, bad.index
+            );
+        }
+        match state.largest(member) {
+            Some((tensor, value)) => format!(
+                "every weight of {file} is finite, but {tensor} was trained to {value:e}: try a \
+                 smaller learning rate"
             ),
-            None => "every weight of the checkpoint is finite, so what was trained is too large: \
-                     try a smaller learning rate"
-                .to_string(),
+            None => format!("every weight of {file} is finite, but they overflow when multiplied"),
         }
     }
 }
@@ -269,7 +272,7 @@ impl TextEncoder {
             start = end;
             progress(start);
         }
-        engine.check_finite(&features, "text")?;
+        engine.check_finite(&features, &self.state)?;
         Ok(features)
     }
 }

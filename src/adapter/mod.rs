@@ -134,8 +134,7 @@ impl Adapter {
                 ));
             }
             for target in &lora.targets {
-                let known = |l: &&str| ends_with(l, target);
-                if !LINEAR_LAYERS.iter().any(known) {
+                if !LINEAR_LAYERS.iter().any(|l| ends_with(l, target)) {
                     let list = LINEAR_LAYERS.join(", ");
                     return Err(bad_input!(
                         "targets: no linear layer ends in `{target}`; there are {list}"

@@ -6,8 +6,9 @@ use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::tensor::Dtype;
 use crosstune::weights::convert::convert;
+use serde_json::json;
 
-use super::Output;
+use super::{Output, check_target};
 
 /// Options of converting.
 #[derive(clap::Args, Clone, Debug)]
@@ -37,12 +38,11 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             return Err(bad_input!("dtype: found `{other}`, expected f32, f16 or bf16").into());
         }
     };
-    if args.output.exists() && !args.force {
-        let path = args.output.display();
-        return Err(bad_input!("{path}: already exists; give --force to replace it").into());
-    }
+    check_target(&args.output, args.force)?;
     convert(&args.input, &args.output, dtype)?;
-    if !output.quiet {
+    if output.json {
+        println!("{}", json!({"input": args.input, "output": args.output}));
+    } else if !output.quiet {
         println!("{}: written", args.output.display());
     }
     Ok(())

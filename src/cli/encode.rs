@@ -8,16 +8,19 @@ use anyhow::Result;
 use crosstune::adapter::Adapter;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
-use crosstune::data::captions::read_lines;
+use crosstune::data::captions::{lines_of, read_lines};
 use crosstune::data::features::Features;
 use crosstune::engine::{Engine, EngineOptions, TextEncoder};
 use crosstune::error::Error;
 use crosstune::weights::hub;
 use serde_json::json;
 
-use super::Output;
 use super::data::required;
 use super::term::Progress;
+use super::{Output, check_target};
+
+/// The name of standard input in messages.
+const STDIN: &str = "standard input";
 
 /// Options of encoding.
 #[derive(clap::Args, Clone, Debug)]
@@ -59,27 +62,17 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
     let texts = required(&args.texts, "texts", "FILE with one text a line")?;
     let out = required(&args.out, "out", "FILE for the features")?;
-    if out.exists() && !args.force {
-        return Err(bad_input!(
-            "{}: already exists; give --force to replace it",
-            out.display()
-        )
-        .into());
-    }
+    check_target(&out, args.force)?;
     let engine = Engine::open(
         &hub::resolve(&model)?,
         EngineOptions {
             threads: args.threads,
         },
     )?;
-    let lines = if texts == Path::new("-") {
-        stdin_lines()?
-    } else {
-        read_lines(&texts)?
+    let (lines, texts) = match texts == Path::new("-") {
+        true => (stdin_lines()?, PathBuf::from(STDIN)),
+        false => (read_lines(&texts)?, texts),
     };
-    if lines.is_empty() {
-        return Err(bad_input!("{}: holds no text", texts.display()).into());
-    }
     let names = args
         .names
         .as_deref()
@@ -158,10 +151,8 @@ fn stdin_lines() -> Result<Vec<String>> {
     let mut bytes = Vec::new();
     std::io::stdin()
         .read_to_end(&mut bytes)
-        .map_err(Error::read("standard input"))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| bad_input!("standard input: is not UTF-8: {}", e.utf8_error()))?;
-    Ok(text.lines().map(String::from).collect())
+        .map_err(Error::read(STDIN))?;
+    Ok(lines_of(bytes, Path::new(STDIN))?)
 }
 
 fn normalize(features: &mut Features) {

@@ -113,7 +113,6 @@ fn read(
     role: Role,
 ) -> Result<(Split, Vec<String>)> {
     let name = args.split.as_deref().unwrap_or("test");
-    let texts = |w: Vec<data::Warning>| w.iter().map(ToString::to_string).collect();
     // Without --shots an evaluation asks for no training texts, and cuts as 50 shots do.
     let protocol = match args.data.shots {
         None => Protocol {
@@ -124,7 +123,7 @@ fn read(
     };
     if !["test", "validation", "train"].contains(&name) {
         let (split, warnings) = data::load_split(source, name, language, &[role])?;
-        return Ok((split, texts(warnings)));
+        return Ok((split, warnings.iter().map(ToString::to_string).collect()));
     }
     let train: &[Role] = if name == "train" { &[role] } else { &[] };
     let loaded = data::load(
@@ -144,10 +143,9 @@ fn read(
     if split.is_empty() {
         return Err(bad_input!("split: `{name}` has no items; give --shots").into());
     }
-    // Only what concerns these items: a warning names its split first.
-    let mine = |w: &String| w.starts_with(name) || w.contains('/') || w.contains(name);
-    let warnings: Vec<String> = texts(loaded.warnings);
-    Ok((split, warnings.into_iter().filter(mine).collect()))
+    let concerns_these = |w: &data::Warning| w.split().is_none_or(|s| s == name);
+    let warnings = loaded.warnings.into_iter().filter(concerns_these);
+    Ok((split, warnings.map(|w| w.to_string()).collect()))
 }
 
 fn print(rows: &[Row], warnings: &[String], output: Output) -> Result<()> {

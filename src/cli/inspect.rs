@@ -11,6 +11,8 @@ use super::Output;
 
 /// Options of inspecting.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Example: is every weight of a checkpoint finite?
+  crosstune inspect m-clip --scan")]
 pub struct Args {
     /// A checkpoint, adapter or feature file, or a model's folder.
     path: PathBuf,

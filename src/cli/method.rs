@@ -7,6 +7,8 @@ use crosstune::bad_input;
 use crosstune::train::config::Shared;
 use serde::{Deserialize, Serialize};
 
+use super::finite;
+
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -33,7 +35,7 @@ pub struct MethodArgs {
     #[arg(long, value_name = "R")]
     pub rank: Option<usize>,
     /// LoRA's alpha; the branch is multiplied by alpha / R [default: 16].
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f32>)]
     pub alpha: Option<f32>,
     /// Name endings of the linear layers with a branch: query, key, value, attention.output.dense,
     /// intermediate.dense, output.dense [default: query,value].
@@ -46,13 +48,13 @@ pub struct MethodArgs {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub train_head: Option<bool>,
     /// Dropout everywhere, instead of the checkpoint's own (0.1 in M-CLIP).
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = finite::<f32>)]
     pub dropout: Option<f32>,
     /// Dropout of embeddings and sub-layers.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = finite::<f32>)]
     pub hidden_dropout: Option<f32>,
     /// Dropout of attention probabilities.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = finite::<f32>)]
     pub attention_dropout: Option<f32>,
 }
 

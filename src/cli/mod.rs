@@ -12,9 +12,12 @@ mod run_folder;
 mod term;
 mod train;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
+use crosstune::bad_input;
 use crosstune::error::Error;
 
 /// Adapts a frozen multilingual CLIP to a language by training a fraction of a percent of new
@@ -85,9 +88,43 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = error.downcast_ref::<Error>().map_or(1, Error::exit_code);
-            eprintln!("error: {error:#}");
-            ExitCode::from(code)
+            let known = error.downcast_ref::<Error>();
+            match known {
+                // Whoever was interrupted has said how to go on.
+                Some(Error::Cancelled) => {}
+                // Its message holds its cause.
+                Some(known) => eprintln!("error: {known}"),
+                None => eprintln!("error: {error:#}"),
+            }
+            ExitCode::from(known.map_or(1, Error::exit_code))
         }
+    }
+}
+
+/// Refuses a file to be written that exists, or whose folder does not.
+fn check_target(path: &Path, force: bool) -> Result<(), Error> {
+    let file = path.display();
+    if path.is_dir() {
+        return Err(bad_input!("{file}: is a folder, expected a file name"));
+    }
+    if path.exists() && !force {
+        return Err(bad_input!(
+            "{file}: already exists; give --force to replace it"
+        ));
+    }
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => Err(bad_input!(
+            "{file}: cannot be written: {} is not a folder; make it first",
+            folder.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Parses a number that is neither NaN nor infinite.
+fn finite<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
+    match text.parse::<T>() {
+        Ok(x) if x.into().is_finite() => Ok(x),
+        _ => Err("expected a finite number".into()),
     }
 }

@@ -73,7 +73,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             .iter()
             .map(|t| json!({"name": t.name, "shape": t.shape}))
             .collect();
-        let all = json!({
+        let mut all = json!({
             "config": m.config,
             "trainable_parameters": trained,
             "model_parameters": total,
@@ -87,6 +87,12 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             "forward_nodes": program.forward_nodes,
             "private_copies": copies,
         });
+        if args.nodes {
+            all["node_list"] = json!(node_lines(graph));
+        }
+        if args.values {
+            all["value_list"] = json!(plan.table(graph).lines().collect::<Vec<_>>());
+        }
         println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
@@ -122,7 +128,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         println!("  {:10.1} KiB  {name}", *bytes as f64 / 1024.0);
     }
     if args.nodes {
-        print_nodes(graph);
+        node_lines(graph).iter().for_each(|l| println!("{l}"));
     }
     if args.values {
         print!("{}", plan.table(graph));
@@ -130,18 +136,16 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn print_nodes(graph: &Graph) {
+fn node_lines(graph: &Graph) -> Vec<String> {
     let name = |id: &ValueId| {
         let v = graph.get(*id);
         format!("{} {}", v.name, shape_text(&v.shape))
     };
-    for (i, node) in graph.nodes.iter().enumerate() {
-        let list = |ids: Vec<ValueId>| ids.iter().map(name).collect::<Vec<_>>().join(", ");
-        println!(
-            "{i:4} {:16} {} <- {}",
-            node.name(),
-            list(node.writes()),
-            list(node.reads())
-        );
-    }
+    let list = |ids: Vec<ValueId>| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+    let nodes = graph.nodes.iter().enumerate();
+    let line = nodes.map(|(i, node)| {
+        let (writes, reads) = (list(node.writes()), list(node.reads()));
+        format!("{i:4} {:16} {writes} <- {reads}", node.name())
+    });
+    line.collect()
 }

@@ -1,7 +1,8 @@
 //! The folder of a run: resolved settings, metrics, adapters, checkpoint, summary.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -10,65 +11,76 @@ use crosstune::error::Error;
 use crosstune::weights::write::write_atomic;
 use serde::Serialize;
 
-/// A run's folder.
+/// A run's folder. No second process may use it at the same time.
 pub struct RunFolder {
     path: PathBuf,
     metrics: Option<File>,
+    /// Held open: its lock ends with the process.
+    _lock: File,
 }
 
 impl RunFolder {
-    /// Makes a new folder; one that holds a run already is refused.
-    pub fn create(path: &Path) -> Result<RunFolder> {
+    /// Checks that a new folder can be made at `path`, before anything is read, and makes nothing.
+    pub fn check(path: &Path) -> Result<()> {
+        let file = path.display();
         if path.exists() && !path.is_dir() {
-            return Err(bad_input!("{}: is a file, expected a folder", path.display()).into());
+            return Err(bad_input!("{file}: is a file, expected a folder").into());
         }
         let taken = path.is_dir()
             && fs::read_dir(path)
                 .map_err(Error::read(path))?
-                .next()
-                .is_some();
+                .any(|entry| !entry.is_ok_and(|e| is_temporary(&e.file_name())));
         if taken {
             return Err(bad_input!(
-                "{}: already exists and is not empty; choose another --out, or go on with the run \
-                 in it by --resume",
-                path.display()
+                "{file}: already exists and is not empty; choose another --out, or go on with the \
+                 run in it by --resume"
             )
             .into());
         }
-        let bad = |e| {
-            bad_input!(
-                "{}: cannot be made: {e}; choose another --out",
-                path.display()
-            )
-        };
-        fs::create_dir_all(path).map_err(bad)?;
-        // A folder that exists may still be read-only: told before hours of training.
-        tempfile::tempfile_in(path).map_err(|e| {
-            bad_input!(
-                "{}: cannot be written to: {e}; choose another --out",
-                path.display()
-            )
-        })?;
+        let parents = path.ancestors().filter(|p| !p.as_os_str().is_empty());
+        let above = parents.into_iter().find(|p| p.exists());
+        // A file without a name: it leaves nothing, whatever happens.
+        tempfile::tempfile_in(above.unwrap_or(Path::new("."))).map_err(|e| cannot_make(path, e))?;
+        Ok(())
+    }
+
+    /// Makes a new folder; one that holds a run already is refused.
+    pub fn create(path: &Path) -> Result<RunFolder> {
+        Self::check(path)?;
+        fs::create_dir_all(path).map_err(|e| cannot_make(path, e))?;
         Ok(RunFolder {
             path: path.to_path_buf(),
             metrics: None,
+            _lock: lock(path)?,
         })
     }
 
-    /// Opens the folder of a run that was stopped.
+    /// Opens the folder of a run that was stopped, and removes what it had half written.
     pub fn open(path: &Path) -> Result<RunFolder> {
+        if !path.join("config.toml").is_file() {
+            let what = if path.is_dir() {
+                "it has no config.toml"
+            } else {
+                "it is no folder"
+            };
+            return Err(bad_input!("{}: there is no run to resume; {what}", path.display()).into());
+        }
         let folder = RunFolder {
             path: path.to_path_buf(),
             metrics: None,
+            _lock: lock(path)?,
         };
-        if !folder.file("config.toml").is_file() {
-            return Err(bad_input!(
-                "{}: there is no run to resume; it has no config.toml",
-                path.display()
-            )
-            .into());
+        for entry in fs::read_dir(path).map_err(Error::read(path))?.flatten() {
+            if is_temporary(&entry.file_name()) {
+                fs::remove_file(entry.path()).map_err(Error::write(entry.path()))?;
+            }
         }
         Ok(folder)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A file of the run.
@@ -114,8 +126,34 @@ impl RunFolder {
     pub fn metric(&mut self, row: &serde_json::Value) -> Result<(), Error> {
         let path = self.file("metrics.jsonl");
         match &mut self.metrics {
-            Some(file) => writeln!(file, "{row}").map_err(Error::write(&path)),
+            // In one piece: a line is there or it is not, whenever the process is killed.
+            Some(file) => file
+                .write_all(format!("{row}\n").as_bytes())
+                .map_err(Error::write(&path)),
             None => Ok(()),
         }
+    }
+}
+
+fn cannot_make(path: &Path, e: io::Error) -> Error {
+    let path = path.display();
+    bad_input!("{path}: cannot be made or written to: {e}; choose another --out")
+}
+
+/// Whether a name is that of a file that [`write_atomic`] had not finished.
+fn is_temporary(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with(".crosstune-") && name.ends_with(".tmp")
+}
+
+/// Locks a folder for this process. A file system that knows no locks is taken as it is.
+fn lock(path: &Path) -> Result<File, Error> {
+    let folder = File::open(path).map_err(Error::read(path))?;
+    match folder.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(bad_input!(
+            "{}: another process is running in it; wait for it, or end it first",
+            path.display()
+        )),
+        _ => Ok(folder),
     }
 }

@@ -22,11 +22,11 @@ use crosstune::weights::hub;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Output;
 use super::data::{DataArgs, required};
 use super::method::MethodArgs;
 use super::run_folder::RunFolder;
 use super::term::{Interrupt, Progress, warn};
+use super::{Output, finite};
 
 /// Options of a run. A TOML file given by --config has the same names; the command line wins.
 #[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -84,22 +84,22 @@ struct Recipe {
     #[arg(long)]
     text_loss: Option<String>,
     /// Weight of the text loss [default: 1].
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f32>)]
     ratio: Option<f32>,
     /// No gradient through the partner's features.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     stop_partner: Option<bool>,
     /// Highest learning rate [default: 2e-4].
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f64>)]
     lr: Option<f64>,
     /// Steps of linear warm-up before the cosine [default: 0].
     #[arg(long, value_name = "STEPS")]
     warmup: Option<usize>,
     /// Added to the gradient, times the value [default: 0].
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f64>)]
     weight_decay: Option<f64>,
     /// Largest norm of the gradient [default: none].
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f64>)]
     clip_norm: Option<f64>,
     /// Passes over the data [default: 50].
     #[arg(long)]
@@ -108,7 +108,7 @@ struct Recipe {
     #[arg(long)]
     batch: Option<usize>,
     /// Names every random number of the run [default: 1].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
     /// Steps between evaluations on the validation items; 0 for the last step alone [default: 5 for
     /// few-shot runs, else once an epoch].
@@ -149,6 +149,13 @@ impl Args {
             .collect();
         let mut merged = serde_json::Map::new();
         for (key, value) in table {
+            if value.as_float().is_some_and(|x| !x.is_finite()) {
+                return Err(bad_input!(
+                    "{}: `{key}`: found {value}, expected a finite number",
+                    path.display()
+                )
+                .into());
+            }
             let name = key.replace('_', "-");
             if !names.contains(&name) {
                 return Err(bad_input!(
@@ -157,7 +164,11 @@ impl Args {
                 )
                 .into());
             }
-            merged.insert(name, serde_json::to_value(value)?);
+            let value = serde_json::to_value(value)?;
+            // On its own first: an error of the whole would not say which option it is.
+            serde_json::from_value::<Args>(json!({ &*name: &value }))
+                .map_err(|e| bad_input!("{}: `{key}`: {e}", path.display()))?;
+            merged.insert(name, value);
         }
         if let serde_json::Value::Object(mine) = serde_json::to_value(&self)? {
             merged.extend(mine.into_iter().filter(|(_, v)| !v.is_null()));
@@ -170,6 +181,20 @@ impl Args {
             resume,
             ..read
         })
+    }
+
+    /// Options given on the command line that --resume would have to ignore.
+    fn beside_resume(&self) -> Result<Vec<String>> {
+        let mut given: Vec<String> = match serde_json::to_value(self)? {
+            serde_json::Value::Object(all) => {
+                let set = all.into_iter().filter(|(_, v)| !v.is_null());
+                set.map(|(name, _)| name).collect()
+            }
+            _ => Vec::new(),
+        };
+        given.retain(|name| name != "threads");
+        given.extend(self.config.is_some().then(|| "config".to_string()));
+        Ok(given)
     }
 
     /// The settings of the one member.
@@ -254,20 +279,7 @@ struct Inputs {
 
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
-    let (args, folder) = match args.resume.clone() {
-        Some(path) => {
-            let folder = RunFolder::open(&path)?;
-            let threads = args.recipe.threads;
-            let mut args = Args::default().over(&folder.file("config.toml"))?;
-            args.recipe.threads = threads;
-            args.resume = Some(path);
-            (args, Some(folder))
-        }
-        None => match args.config.clone() {
-            Some(file) => (args.over(&file)?, None),
-            None => (args, None),
-        },
-    };
+    let (args, folder) = settings(args)?;
     let shared = args.method.shared()?;
     let lang = required(&args.lang, "lang", "LANGUAGE, such as de")?;
     let strategy = args.member(|_| 1)?.strategy;
@@ -275,6 +287,9 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         Some(path) => path.clone(),
         None => required(&args.out, "out", "DIR for the run")?,
     };
+    if folder.is_none() {
+        RunFolder::check(&out)?;
+    }
     let inputs = open_inputs(&args, &lang, strategy)?;
     inputs.warnings.iter().for_each(warn);
     let items = inputs.train.len();
@@ -288,22 +303,17 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if let Some(file) = &args.recipe.init {
         trainer.start_from(0, &AdapterFile::load(file)?)?;
     }
-    let resuming = folder.is_some();
-    let mut folder = match folder {
-        Some(folder) => folder,
-        None => RunFolder::create(&out)?,
-    };
     let every = args.recipe.save_every.unwrap_or(100);
-    let path = folder.file("checkpoint.safetensors");
-    if resuming && path.exists() {
+    let path = out.join("checkpoint.safetensors");
+    if folder.is_some() && path.exists() {
         let step = trainer.resume(&path)?;
-        eprintln!("going on after step {step} of {}", trainer.total_steps(0));
+        if step == trainer.total_steps(0) && out.join("summary.json").exists() {
+            return finished(&out, step, output);
+        }
+        if !output.quiet {
+            eprintln!("going on after step {step} of {}", trainer.total_steps(0));
+        }
     }
-    if !resuming {
-        folder.write_config(&args.resolved(&config, every))?;
-    }
-    folder.open_metrics(trainer.step())?;
-    trainer.save_to(SavePolicy { path, every });
     let run = Run {
         args: &args,
         lang: &lang,
@@ -311,7 +321,59 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         inputs: &inputs,
         output,
     };
-    run.go(&mut trainer, &mut folder)
+    // It reads every weight and every test item: nothing is written before.
+    let before = run.zero_shot()?;
+    let mut folder = match folder {
+        Some(folder) => folder,
+        None => {
+            let folder = RunFolder::create(&out)?;
+            folder.write_config(&args.resolved(&config, every))?;
+            folder
+        }
+    };
+    folder.open_metrics(trainer.step())?;
+    trainer.save_to(SavePolicy { path, every });
+    run.go(&mut trainer, &mut folder, before)
+}
+
+/// The options with those of --config under them, or those of the run to be resumed and its folder.
+fn settings(args: Args) -> Result<(Args, Option<RunFolder>)> {
+    let Some(path) = args.resume.clone() else {
+        let args = match args.config.clone() {
+            Some(file) => args.over(&file)?,
+            None => args,
+        };
+        return Ok((args, None));
+    };
+    if let [first, ..] = &args.beside_resume()?[..] {
+        return Err(bad_input!(
+            "{first}: cannot be given with --resume, which goes on with the settings in {}; drop \
+             --{first}, or start a new run",
+            path.join("config.toml").display()
+        )
+        .into());
+    }
+    let folder = RunFolder::open(&path)?;
+    let mut resumed = Args::default().over(&folder.file("config.toml"))?;
+    resumed.recipe.threads = args.recipe.threads;
+    resumed.resume = Some(path);
+    Ok((resumed, Some(folder)))
+}
+
+/// Says what a run measured that has nothing left to do.
+fn finished(out: &Path, steps: usize, output: Output) -> Result<()> {
+    let path = out.join("summary.json");
+    if output.json {
+        let text = std::fs::read_to_string(&path).map_err(Error::read(&path))?;
+        println!("{}", text.trim_end());
+    } else {
+        println!(
+            "{}: this run is finished, all {steps} steps of it; its results are in {}",
+            out.display(),
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn open_inputs(args: &Args, lang: &str, strategy: Strategy) -> Result<Inputs> {
@@ -357,13 +419,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn go(&self, trainer: &mut Trainer<'_>, folder: &mut RunFolder) -> Result<()> {
+    fn go(&self, trainer: &mut Trainer<'_>, folder: &mut RunFolder, before: Recall) -> Result<()> {
         let interrupt = Interrupt::listen()?;
         let config = &self.inputs.engine.model().config;
         let model_parameters = model_parameters(&self.inputs.engine);
         let share = trainer.parameters() as f64 / model_parameters as f64;
         let total = trainer.total_steps(0);
-        let before = self.zero_shot()?;
         let mut progress = Progress::new(total as u64, self.output.quiet);
         progress.line(format_args!(
             "{}: {} items, {} validation, {} test; {} layers of {}; {} trainable parameters \
@@ -400,11 +461,10 @@ impl Run<'_> {
         let outcome = match done {
             Ok(outcomes) => outcomes.into_iter().next(),
             Err(Error::Cancelled) => {
-                let path = folder.file("");
                 eprintln!(
-                    "stopped after step {}; go on with: crosstune train --resume {}",
+                    "stopped after step {} of {total}; go on with: crosstune train --resume {}",
                     trainer.step(),
-                    path.display()
+                    folder.path().display()
                 );
                 return Err(Error::Cancelled.into());
             }

@@ -23,7 +23,15 @@ use crate::error::{Error, Result};
 /// A file that cannot be read or unpacked, a line that is not UTF-8 and a line that is empty after
 /// stripping are errors that name the file and the line, counted from 1.
 pub fn read_lines(path: &Path) -> Result<Vec<String>> {
-    let bytes = read_bytes(path)?;
+    lines_of(fs::read(path).map_err(Error::read(path))?, path)
+}
+
+/// [`read_lines`] of bytes already read; `path` names them in messages.
+///
+/// # Errors
+/// As [`read_lines`].
+pub fn lines_of(bytes: Vec<u8>, path: &Path) -> Result<Vec<String>> {
+    let bytes = unpack(bytes, path)?;
     let mut rest = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     if rest.is_empty() {
         return Err(bad_input!(
@@ -63,7 +71,10 @@ pub fn read_lines(path: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// When the file cannot be read or is a damaged gzip file.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).map_err(Error::read(path))?;
+    unpack(fs::read(path).map_err(Error::read(path))?, path)
+}
+
+fn unpack(bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
     }

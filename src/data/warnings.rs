@@ -50,6 +50,18 @@ pub enum Warning {
     },
 }
 
+impl Warning {
+    /// The split that it is about, by the name it was read under; `None` where it is about a file.
+    pub fn split(&self) -> Option<&str> {
+        match self {
+            Warning::SameTranslation { .. } => None,
+            Warning::Junk { split, .. }
+            | Warning::Duplicates { split, .. }
+            | Warning::RepeatedImages { split, .. } => Some(split),
+        }
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -202,5 +214,6 @@ mod tests {
                 count: 1
             }
         );
+        assert_eq!(warnings[0].split(), Some("test"));
     }
 }

@@ -102,6 +102,26 @@ impl TrainState {
         self.values[range].copy_from_slice(values);
     }
 
+    /// A member's largest value by magnitude and its tensor; the first that is not finite, if one is.
+    pub fn largest(&self, member: usize) -> Option<(&str, f32)> {
+        let magnitude = |x: f32| {
+            if x.is_finite() {
+                x.abs()
+            } else {
+                f32::INFINITY
+            }
+        };
+        let mut found: Option<(&str, f32)> = None;
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            for &x in self.value(i, member) {
+                if found.is_none_or(|(_, most)| magnitude(x) > magnitude(most)) {
+                    found = Some((&tensor.name, x));
+                }
+            }
+        }
+        found
+    }
+
     /// The first tensor of a member whose gradient is not finite.
     pub fn first_bad_gradient(&self, member: usize) -> Option<&str> {
         let bad = |i: &usize| {

@@ -68,8 +68,9 @@ impl Tokenizer {
                 let ids = ids?;
                 if ids.len() > limit {
                     return Err(bad_input!(
-                        "text {i} (counted from 0, \"{}\") has {} tokens, the limit is {limit}; \
-                         shorten it or leave it out",
+                        "text {} (\"{}\") has {} tokens, the limit is {limit}; shorten it or \
+                         leave it out",
+                        i + 1,
                         excerpt(texts[i]),
                         ids.len()
                     ));
@@ -245,10 +246,7 @@ mod tests {
             .encode_batch(&texts, None)
             .unwrap_err()
             .to_string();
-        assert!(
-            text.starts_with("text 1 (counted from 0, \"a a a "),
-            "{text}"
-        );
+        assert!(text.starts_with("text 2 (\"a a a "), "{text}");
         assert!(
             text.contains("...\") has 513 tokens, the limit is 512"),
             "{text}"

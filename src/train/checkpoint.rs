@@ -124,8 +124,8 @@ pub fn load(
         .map_err(|e| bad_input!("{}: metadata `progress`: {e}", path.display()))?;
     if header.run != run {
         return Err(bad_input!(
-            "{}: belongs to a run with other settings or data; give the settings it was started \
-             with, or another --out",
+            "{}: belongs to a run with another model, other settings or other data; bring back what \
+             it was started with, or start a new run",
             path.display()
         ));
     }

@@ -53,7 +53,7 @@ impl Examples {
             if let Some(lines) = split.text(role) {
                 texts[role.index()] = engine
                     .tokenize(lines)
-                    .map_err(|e| bad_input!("captions `{}`: {e}", role.name()))?;
+                    .map_err(|e| blame(engine, split, role, e))?;
             }
         }
         Ok(Examples { texts, images, dim })
@@ -129,6 +129,26 @@ impl Examples {
     /// The image feature of an item.
     pub fn image(&self, item: usize) -> &[f32] {
         &self.images[item * self.dim..(item + 1) * self.dim]
+    }
+}
+
+/// The error of the first text that is bad on its own, by its place in the data set: the order of a
+/// split is that of a permutation.
+fn blame(engine: &Engine, split: &Split, role: Role, all: Error) -> Error {
+    if engine.tokenizer().is_err() {
+        return all;
+    }
+    let lines = split.text(role).unwrap_or_default();
+    let single = |(i, line)| Some((i, engine.tokenize(&[line]).err()?));
+    match lines.iter().enumerate().find_map(single) {
+        Some((i, e)) => bad_input!(
+            "captions `{}`, line {} (image {}): {}",
+            role.name(),
+            split.items[i] + 1,
+            split.images[i],
+            e.to_string().trim_start_matches("text 1 ")
+        ),
+        None => all,
     }
 }
 

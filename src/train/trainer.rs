@@ -23,6 +23,7 @@ use crate::exec::state::TrainState;
 use crate::exec::{Adam, Executor, MemberStep};
 use crate::model::text::DropoutRates;
 use crate::text::pack::{Batch, MemberTexts, Text};
+use crate::weights::checkpoint::Checkpoint;
 
 /// Steps in a row without a finite gradient after which a run ends.
 const MAX_SKIPS: u32 = 3;
@@ -159,7 +160,7 @@ impl<'e> Trainer<'e> {
         let state = model.init(&program.graph, &seeds)?;
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
         let encoder = TextEncoder::new(engine, &shared.adapter)?;
-        let run_name = run_name(&shared, &members);
+        let run_name = run_name(&shared, &members, model.weights());
         let fresh = MemberProgress {
             loss_scale: 1.0,
             ..MemberProgress::default()
@@ -396,7 +397,7 @@ impl<'e> Trainer<'e> {
              (loss {}, learning rate {:e}); {}",
             report.loss,
             self.members[g].config.lr,
-            self.engine.blame()
+            self.engine.blame(&self.state, g)
         )))
     }
 
@@ -407,7 +408,7 @@ impl<'e> Trainer<'e> {
                 let tensor = self.state.first_bad_gradient(g).unwrap_or("(none)");
                 return Err(Error::Run(format!(
                     "nothing was learnt: the gradient of {tensor} was never finite; {}",
-                    self.engine.blame()
+                    self.engine.blame(&self.state, g)
                 )));
             }
         }
@@ -536,19 +537,47 @@ fn check_data(m: &Member) -> Result<()> {
     Ok(())
 }
 
-/// Names settings and data, so that a checkpoint goes on with its own run only.
-fn run_name(shared: &Shared, members: &[Member]) -> String {
+/// Names settings, model and data, so that a checkpoint goes on with its own run only. Of each
+/// weight the first bytes count: enough to tell models apart without reading them.
+fn run_name(shared: &Shared, members: &[Member], weights: &Checkpoint) -> String {
     let mut name = serde_json::to_string(shared).unwrap_or_default();
+    let mut hash = Fnv::default();
+    for (tensor, view) in weights.tensors() {
+        hash.add(tensor.as_bytes());
+        hash.add(&view.bytes[..view.bytes.len().min(64)]);
+    }
+    name.push_str(&format!("model {:016x}", hash.0));
     for m in members {
         name.push_str(&serde_json::to_string(&m.config).unwrap_or_default());
-        let texts = m.train.texts.iter().flatten().flatten();
-        let hash = texts.fold(0xCBF2_9CE4_8422_2325u64, |h, id| {
-            (h ^ u64::from(*id)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        let hash = m.train.images.iter().fold(hash, |h, x| {
-            (h ^ u64::from(x.to_bits())).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        name.push_str(&format!("{} items {hash:016x}", m.train.len()));
+        let mut hash = Fnv::default();
+        for examples in [Some(&m.train), m.validation.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            for ids in examples.texts.iter().flatten() {
+                hash.add(&(ids.len() as u32).to_le_bytes());
+                hash.add(bytemuck::cast_slice(ids));
+            }
+            hash.add(bytemuck::cast_slice(&examples.images));
+        }
+        name.push_str(&format!("{} items {:016x}", m.train.len(), hash.0));
     }
     name
+}
+
+/// The FNV-1a hash, 64 bits.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xCBF2_9CE4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod tiny;
+pub mod world;
 
 use std::path::PathBuf;
 

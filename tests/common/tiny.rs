@@ -59,7 +59,7 @@ pub fn everything(rank: usize) -> Adapter {
 
 /// Random values that keep activations near 1: weights of layer norms about 1, matrices by their
 /// width.
-fn random(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+pub fn random(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
     let len = shape.iter().product();
     let stream = Stream::named(seed, name);
     if name.ends_with("LayerNorm.weight") {
