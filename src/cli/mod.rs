@@ -11,6 +11,7 @@ mod plan;
 mod run_folder;
 mod term;
 mod train;
+mod train_args;
 
 use std::path::Path;
 use std::process::ExitCode;

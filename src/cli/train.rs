@@ -2,271 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::CommandFactory;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
 use crosstune::data::{self, Needs, Role, Shots};
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
-use crosstune::train::config::{MemberConfig, SelectBy};
+use crosstune::train::config::MemberConfig;
 use crosstune::train::examples::Examples;
-use crosstune::train::objective::{Strategy, TextLoss};
+use crosstune::train::objective::Strategy;
 use crosstune::train::trainer::{Event, Member, Outcome, SavePolicy, StepReport, Trainer};
 use crosstune::weights::hub;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
-use super::data::{DataArgs, required};
-use super::method::MethodArgs;
+use super::Output;
+use super::data::required;
 use super::run_folder::RunFolder;
 use super::term::{Interrupt, Progress, warn};
-use super::{Output, finite};
-
-/// Options of a run. A TOML file given by --config has the same names; the command line wins.
-#[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[command(after_help = "Examples:
-  Korean from 50 images of XTD10, with the original's baseline:
-    crosstune train --model m-clip --xtd10 XTD10/ --features images.safetensors \\
-      --lang ko --strategy baseline1 --rank 1 --lr 3e-4 --out runs/ko
-  German from all of Multi30K, drawn to the English captions:
-    crosstune train --model m-clip --multi30k dataset/ --features flickr.safetensors --lang de \\
-      --shots full --strategy routine1 --ratio 0.1 --batch 64 --epochs 1 --out runs/de
-  Go on with a run that was stopped:
-    crosstune train --resume runs/de")]
-pub struct Args {
-    /// A TOML file with these options.
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    config: Option<PathBuf>,
-    /// Go on with the run in this folder, with the settings it was started with.
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip)]
-    resume: Option<PathBuf>,
-    /// The model: a folder (config.json, tokenizer.json, model.safetensors or pytorch_model.bin),
-    /// or a name in the local Hugging Face cache.
-    #[arg(long, value_name = "DIR|NAME")]
-    model: Option<String>,
-    /// The language to adapt to, as the data set spells it.
-    #[arg(long)]
-    lang: Option<String>,
-    /// Where the run goes; must not hold one yet.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    #[command(flatten)]
-    #[serde(flatten)]
-    data: DataArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    method: MethodArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    recipe: Recipe,
-}
-
-/// How a member is trained.
-#[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[command(next_help_heading = "Training")]
-struct Recipe {
-    /// Which texts meet: baseline1, baseline2, routine1, routine2, routine3 (method1 to method3 are
-    /// accepted) [default: routine1].
-    #[arg(long)]
-    strategy: Option<String>,
-    /// How anchor and partner are drawn together: mse, contrastive, contrastive-with-image
-    /// [default: mse].
-    #[arg(long)]
-    text_loss: Option<String>,
-    /// Weight of the text loss [default: 1].
-    #[arg(long, value_parser = finite::<f32>)]
-    ratio: Option<f32>,
-    /// No gradient through the partner's features.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    stop_partner: Option<bool>,
-    /// Highest learning rate [default: 2e-4].
-    #[arg(long, value_parser = finite::<f64>)]
-    lr: Option<f64>,
-    /// Steps of linear warm-up before the cosine [default: 0].
-    #[arg(long, value_name = "STEPS")]
-    warmup: Option<usize>,
-    /// Added to the gradient, times the value [default: 0].
-    #[arg(long, value_parser = finite::<f64>)]
-    weight_decay: Option<f64>,
-    /// Largest norm of the gradient [default: none].
-    #[arg(long, value_parser = finite::<f64>)]
-    clip_norm: Option<f64>,
-    /// Passes over the data [default: 50].
-    #[arg(long)]
-    epochs: Option<usize>,
-    /// Items a step [default: 5].
-    #[arg(long)]
-    batch: Option<usize>,
-    /// Names every random number of the run [default: 1].
-    #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
-    seed: Option<u64>,
-    /// Steps between evaluations on the validation items; 0 for the last step alone [default: 5 for
-    /// few-shot runs, else once an epoch].
-    #[arg(long, value_name = "STEPS")]
-    eval_every: Option<usize>,
-    /// What the best evaluation is chosen by: mean-r1, mean-r5, mean-r10, mean-recall
-    /// [default: mean-r1].
-    #[arg(long)]
-    select_by: Option<String>,
-    /// Steps between checkpoints [default: 100].
-    #[arg(long, value_name = "STEPS")]
-    save_every: Option<usize>,
-    /// Begin with this adapter instead of a fresh one.
-    #[arg(long, value_name = "FILE")]
-    init: Option<PathBuf>,
-    /// Threads [default: all cores]. Results do not depend on it.
-    #[arg(long)]
-    threads: Option<usize>,
-}
-
-/// A stub command that knows the names of all options.
-#[derive(clap::Parser)]
-struct Names {
-    #[command(flatten)]
-    args: Args,
-}
-
-impl Args {
-    /// Puts the options of a TOML file under those of the command line.
-    fn over(self, path: &Path) -> Result<Args> {
-        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-        let table: toml::Table = toml::from_str(&text)
-            .map_err(|e| bad_input!("{}: is not TOML: {}", path.display(), e.message()))?;
-        let names: Vec<String> = Names::command()
-            .get_arguments()
-            .filter_map(|a| a.get_long().map(String::from))
-            .filter(|n| !["help", "config", "resume"].contains(&n.as_str()))
-            .collect();
-        let mut merged = serde_json::Map::new();
-        for (key, value) in table {
-            if value.as_float().is_some_and(|x| !x.is_finite()) {
-                return Err(bad_input!(
-                    "{}: `{key}`: found {value}, expected a finite number",
-                    path.display()
-                )
-                .into());
-            }
-            let name = key.replace('_', "-");
-            if !names.contains(&name) {
-                return Err(bad_input!(
-                    "{}: unknown option `{key}`; the options are those of `crosstune train --help`",
-                    path.display()
-                )
-                .into());
-            }
-            let value = serde_json::to_value(value)?;
-            // On its own first: an error of the whole would not say which option it is.
-            serde_json::from_value::<Args>(json!({ &*name: &value }))
-                .map_err(|e| bad_input!("{}: `{key}`: {e}", path.display()))?;
-            merged.insert(name, value);
-        }
-        if let serde_json::Value::Object(mine) = serde_json::to_value(&self)? {
-            merged.extend(mine.into_iter().filter(|(_, v)| !v.is_null()));
-        }
-        let (config, resume) = (self.config, self.resume);
-        let read: Args = serde_json::from_value(serde_json::Value::Object(merged))
-            .map_err(|e| bad_input!("{}: {e}", path.display()))?;
-        Ok(Args {
-            config,
-            resume,
-            ..read
-        })
-    }
-
-    /// Options given on the command line that --resume would have to ignore.
-    fn beside_resume(&self) -> Result<Vec<String>> {
-        let mut given: Vec<String> = match serde_json::to_value(self)? {
-            serde_json::Value::Object(all) => {
-                let set = all.into_iter().filter(|(_, v)| !v.is_null());
-                set.map(|(name, _)| name).collect()
-            }
-            _ => Vec::new(),
-        };
-        given.retain(|name| name != "threads");
-        given.extend(self.config.is_some().then(|| "config".to_string()));
-        Ok(given)
-    }
-
-    /// The settings of the one member.
-    fn member(&self, steps_per_epoch: impl Fn(usize) -> usize) -> Result<MemberConfig> {
-        let r = &self.recipe;
-        let d = MemberConfig::default();
-        let parse_select = |s: &String| {
-            serde_json::from_value(json!(s)).map_err(|_| {
-                bad_input!(
-                    "select-by: found `{s}`, expected mean-r1, mean-r5, mean-r10 or mean-recall"
-                )
-            })
-        };
-        let strategy: Strategy = r.strategy.as_deref().map_or(Ok(d.strategy), str::parse)?;
-        let text_loss: TextLoss = r.text_loss.as_deref().map_or(Ok(d.text_loss), str::parse)?;
-        let select_by: SelectBy = r.select_by.as_ref().map_or(Ok(d.select_by), parse_select)?;
-        let batch = r.batch.unwrap_or(d.batch);
-        let few = !matches!(self.data.protocol()?.shots, Shots::Full);
-        let often = if few {
-            d.eval_every
-        } else {
-            steps_per_epoch(batch.max(1))
-        };
-        let config = MemberConfig {
-            strategy,
-            text_loss,
-            ratio: r.ratio.unwrap_or(d.ratio),
-            stop_partner: r.stop_partner.unwrap_or(d.stop_partner),
-            lr: r.lr.unwrap_or(d.lr),
-            warmup: r.warmup.unwrap_or(d.warmup),
-            weight_decay: r.weight_decay.unwrap_or(d.weight_decay),
-            clip_norm: r.clip_norm,
-            epochs: r.epochs.unwrap_or(d.epochs),
-            batch,
-            seed: r.seed.unwrap_or(d.seed),
-            eval_every: r.eval_every.unwrap_or(often),
-            select_by,
-        };
-        config.check()?;
-        Ok(config)
-    }
-
-    /// The same options with every default filled in: what a run folder keeps.
-    fn resolved(&self, config: &MemberConfig, save_every: usize) -> Args {
-        let mut a = self.clone();
-        let r = &mut a.recipe;
-        r.strategy = Some(config.strategy.to_string());
-        r.text_loss = Some(config.text_loss.to_string());
-        r.ratio = Some(config.ratio);
-        r.stop_partner = Some(config.stop_partner);
-        r.lr = Some(config.lr);
-        r.warmup = Some(config.warmup);
-        r.weight_decay = Some(config.weight_decay);
-        r.epochs = Some(config.epochs);
-        r.batch = Some(config.batch);
-        r.seed = Some(config.seed);
-        r.eval_every = Some(config.eval_every);
-        let select = serde_json::to_value(config.select_by).ok();
-        r.select_by = select.and_then(|v| v.as_str().map(String::from));
-        r.save_every = Some(save_every);
-        a.data.shots.get_or_insert_with(|| "50".into());
-        a.data.split_seed.get_or_insert(42);
-        let method = a.method.method.get_or_insert(super::method::Method::Lora);
-        if *method == super::method::Method::Lora {
-            let d = crosstune::adapter::LoraConfig::default();
-            a.method.rank.get_or_insert(d.rank);
-            a.method.alpha.get_or_insert(d.alpha);
-            a.method.targets.get_or_insert(d.targets);
-        }
-        a
-    }
-}
+pub use super::train_args::Args;
 
 /// Everything that a run reads.
 struct Inputs {
