@@ -12,11 +12,16 @@
 //! gradient). The layout is that of Goto and van de Geijn, "Anatomy of high-performance matrix
 //! multiplication" (2008).
 
+mod micro;
+mod pack;
+
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
 use super::fast::vector;
+use micro::micro;
+use pack::{RowGroup, a_panel, pack_b};
 
 /// Rows of a register tile.
 pub const MR: usize = 6;
@@ -320,168 +325,6 @@ fn c_row<'a>(c: Shared, row: usize, col: usize, cols: usize) -> &'a mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(c.ptr.add(row * c.ld + col), cols) }
 }
 
-/// Row pointers of a group of [`MR`] rows; rows past the end repeat the last one and their results
-/// are dropped.
-struct RowGroup<'a> {
-    data: &'a [f32],
-    offsets: [usize; MR],
-    step: usize,
-}
-
-fn a_panel<'a>(
-    pack: &'a mut [f32],
-    a: Mat<'a>,
-    row: usize,
-    rows: usize,
-    k0: usize,
-    kc: usize,
-) -> RowGroup<'a> {
-    let clamped = |i: usize| row + i.min(rows - 1);
-    if a.cs == 1 {
-        let offsets = std::array::from_fn(|i| clamped(i) * a.rs + k0);
-        return RowGroup {
-            data: a.data,
-            offsets,
-            step: 1,
-        };
-    }
-    for (k, dst) in pack.chunks_exact_mut(MR).take(kc).enumerate() {
-        let start = row * a.rs + (k0 + k) * a.cs;
-        if a.rs == 1 && rows == MR {
-            dst.copy_from_slice(&a.data[start..start + MR]);
-        } else {
-            for (i, d) in dst.iter_mut().enumerate() {
-                *d = a.data[start + i.min(rows - 1) * a.rs];
-            }
-        }
-    }
-    RowGroup {
-        data: pack,
-        offsets: std::array::from_fn(|i| i),
-        step: MR,
-    }
-}
-
-/// Packs `kc` rows of `cols` columns of B into panels of [`NR`] columns, zero past the end.
-fn pack_b(pack: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usize, cols: usize) {
-    vector(
-        #[inline(always)]
-        || {
-            for (p, j) in (0..cols).step_by(NR).enumerate() {
-                let panel = &mut pack[p * KC * NR..p * KC * NR + kc * NR];
-                let width = NR.min(cols - j);
-                if width < NR {
-                    panel.fill(0.0);
-                }
-                if b.cs == 1 {
-                    for (k, dst) in panel.chunks_exact_mut(NR).enumerate() {
-                        let at = (k0 + k) * b.rs + col + j;
-                        copy_run(dst, &b.data[at..at + width]);
-                    }
-                } else {
-                    transpose_panel(panel, b, k0, kc, col + j, width);
-                }
-            }
-        },
-    );
-}
-
-#[inline(always)]
-fn copy_run(dst: &mut [f32], src: &[f32]) {
-    if let (Ok(d), Ok(s)) = (
-        <&mut [f32; NR]>::try_from(&mut *dst),
-        <&[f32; NR]>::try_from(src),
-    ) {
-        *d = *s;
-    } else {
-        dst[..src.len()].copy_from_slice(src);
-    }
-}
-
-/// Columns of B are rows of a weight in memory: 8 x 8 blocks are transposed in registers.
-#[inline(always)]
-fn transpose_panel(panel: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usize, width: usize) {
-    let columns: [&[f32]; NR] = std::array::from_fn(|i| {
-        let start = (col + i.min(width - 1)) * b.cs + k0;
-        &b.data[start..start + kc]
-    });
-    let whole = kc / 8 * 8;
-    let blocks = width / 8 * 8;
-    for (k, rows) in panel[..whole * NR].chunks_exact_mut(8 * NR).enumerate() {
-        for first in (0..blocks).step_by(8) {
-            let block = std::array::from_fn(|i| &columns[first + i][8 * k..8 * k + 8]);
-            transpose8(block, &mut rows[first..]);
-        }
-    }
-    for (i, column) in columns.iter().enumerate().take(width) {
-        for k in if i < blocks { whole } else { 0 }..kc {
-            panel[k * NR + i] = column[k];
-        }
-    }
-}
-
-/// Writes eight rows of eight as the columns of rows of [`NR`].
-#[inline(always)]
-fn transpose8(rows: [&[f32]; 8], out: &mut [f32]) {
-    assert!(rows.iter().all(|r| r.len() == 8) && out.len() >= 7 * NR + 8);
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        #[allow(unsafe_code)]
-        // SAFETY: the features were detected, and the lengths were checked above.
-        unsafe {
-            transpose8_avx2(rows.map(<[f32]>::as_ptr), out.as_mut_ptr())
-        };
-        return;
-    }
-    for (j, row) in rows.iter().enumerate() {
-        for (i, x) in row.iter().enumerate() {
-            out[i * NR + j] = *x;
-        }
-    }
-}
-
-/// Pairs, fours and halves are interleaved: left to itself the compiler moves single elements.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-#[allow(unsafe_code)]
-/// # Safety
-/// Every row covers 8 elements, `out` covers 8 at each of 8 strides of [`NR`].
-unsafe fn transpose8_avx2(rows: [*const f32; 8], out: *mut f32) {
-    use std::arch::x86_64::*;
-    // SAFETY: as the function's own.
-    unsafe {
-        // Lane l of `x[i]` becomes elements i + 4 of row l's halves.
-        let x: [__m256; 8] = std::array::from_fn(|i| {
-            let (near, far) = (rows[i % 4].add(i / 4 * 4), rows[i % 4 + 4].add(i / 4 * 4));
-            _mm256_insertf128_ps::<1>(
-                _mm256_castps128_ps256(_mm_loadu_ps(near)),
-                _mm_loadu_ps(far),
-            )
-        });
-        for half in [0, 4] {
-            let [a, b, c, d] = [x[half], x[half + 1], x[half + 2], x[half + 3]];
-            let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-            let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-            let columns = [
-                _mm256_shuffle_ps::<0x44>(ab0, cd0),
-                _mm256_shuffle_ps::<0xEE>(ab0, cd0),
-                _mm256_shuffle_ps::<0x44>(ab1, cd1),
-                _mm256_shuffle_ps::<0xEE>(ab1, cd1),
-            ];
-            for (i, column) in columns.into_iter().enumerate() {
-                _mm256_storeu_ps(out.add((half + i) * NR), column);
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn has_avx2() -> bool {
-    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
-}
-
 /// Adds `kc` terms to a tile of the destination.
 fn tile(
     c: Shared,
@@ -512,94 +355,6 @@ fn tile(
 fn c_row_ptr(c: Shared, row: usize, col: usize) -> *mut f32 {
     // SAFETY: inside the destination, as in `c_row`.
     unsafe { c.ptr.add(row * c.ld + col) }
-}
-
-/// The micro-kernel: a register tile of [`MR`] x [`NR`], one term at a time.
-fn micro(c: *mut f32, ld: usize, a: &RowGroup<'_>, panel: &[f32], kc: usize, from: Start) {
-    let reach = a.offsets.iter().max().map_or(0, |o| o + (kc - 1) * a.step);
-    assert!(
-        reach < a.data.len() && panel.len() >= kc * NR,
-        "gemm: operands too short for a tile"
-    );
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        #[allow(unsafe_code)]
-        // SAFETY: the features were detected, the reads were checked above, and `c` has MR rows of
-        // NR elements at stride `ld` (a whole tile of the destination, or the edge scratch).
-        unsafe {
-            micro_avx2(c, ld, a, panel.as_ptr(), kc, from)
-        };
-        return;
-    }
-    micro_portable(c, ld, a, panel, kc, from);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[allow(unsafe_code)]
-/// # Safety
-/// See the caller: every pointer covers a whole tile.
-unsafe fn micro_avx2(
-    c: *mut f32,
-    ld: usize,
-    a: &RowGroup<'_>,
-    panel: *const f32,
-    kc: usize,
-    from: Start,
-) {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller checked that MR rows of kc terms, kc * NR panel elements and MR rows of NR
-    // destination elements exist.
-    unsafe {
-        let base = a.data.as_ptr();
-        let rows: [*const f32; MR] = std::array::from_fn(|i| base.add(a.offsets[i]));
-        let mut acc = [[_mm256_setzero_ps(); 2]; MR];
-        let step = a.step;
-        let mut at = 0;
-        let mut p = panel;
-        for _ in 0..kc {
-            // The panel comes from the L2 cache; past its end lies the next tile's.
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
-            let b0 = _mm256_loadu_ps(p);
-            let b1 = _mm256_loadu_ps(p.add(8));
-            for i in 0..MR {
-                let x = _mm256_broadcast_ss(&*rows[i].add(at));
-                acc[i][0] = _mm256_fmadd_ps(x, b0, acc[i][0]);
-                acc[i][1] = _mm256_fmadd_ps(x, b1, acc[i][1]);
-            }
-            at += step;
-            p = p.add(NR);
-        }
-        for (i, t) in acc.iter().enumerate() {
-            for (half, t) in t.iter().enumerate() {
-                let at = c.add(i * ld + 8 * half);
-                let sum = match from {
-                    Start::Zero => *t,
-                    Start::Accumulate => _mm256_add_ps(_mm256_loadu_ps(at), *t),
-                };
-                _mm256_storeu_ps(at, sum);
-            }
-        }
-    }
-}
-
-/// Where there is no AVX2: right, and slow.
-fn micro_portable(c: *mut f32, ld: usize, a: &RowGroup<'_>, panel: &[f32], kc: usize, from: Start) {
-    for i in 0..MR {
-        #[allow(unsafe_code)]
-        // SAFETY: `c` has MR rows of NR elements at stride `ld`, as in `micro`.
-        let out = unsafe { std::slice::from_raw_parts_mut(c.add(i * ld), NR) };
-        let mut acc = [0f32; NR];
-        for k in 0..kc {
-            let x = a.data[a.offsets[i] + k * a.step];
-            for (t, b) in acc.iter_mut().zip(&panel[k * NR..]) {
-                *t += x * b;
-            }
-        }
-        for (o, t) in out.iter_mut().zip(acc) {
-            *o = if from == Start::Accumulate { *o + t } else { t };
-        }
-    }
 }
 
 #[cfg(test)]
