@@ -34,6 +34,13 @@ impl Progress {
         }
     }
 
+    /// Changes the total: another phase began.
+    pub fn length(&self, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+        }
+    }
+
     /// Moves to `done`; `message` goes beside the bar, or on a line of its own now and then.
     pub fn at(&mut self, done: u64, total: u64, message: impl Display) {
         match &self.bar {

@@ -6,13 +6,21 @@
 //! grammar with mistakes ([`translate`]) stands in for machine translation. [`world::World`] puts
 //! these together and [`tokenizer`] gives the captions a sub-word vocabulary.
 
+mod adapt;
 pub mod captions;
+pub mod event;
 pub mod features;
 pub mod grammar;
+mod html;
 pub mod lexicon;
+mod model;
 pub mod png;
+mod pretrain;
+pub mod recipe;
 pub mod render;
+pub mod report;
 pub mod rng;
+pub mod run;
 pub mod scene;
 pub mod tokenizer;
 pub mod translate;

@@ -122,10 +122,10 @@ pub fn pool_share(language: Language) -> f64 {
     match language {
         Language::En => 1.0,
         Language::De => 0.6,
-        Language::Fr => 0.4,
-        Language::Es => 0.25,
-        Language::Tr => 0.1,
-        Language::Ko => 0.05,
+        Language::Fr => 0.45,
+        Language::Es => 0.3,
+        Language::Tr => 0.25,
+        Language::Ko => 0.2,
     }
 }
 
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(sizes, [20, 10, 15]);
         assert_eq!(
             Language::ALL.map(|l| world.pool_pairs(l).count()),
-            [100, 60, 40, 25, 10, 5]
+            [100, 60, 45, 30, 25, 20]
         );
         assert!(world.items.iter().all(|item| item.features.len() == D));
         let again = World::new(&CONFIG);
