@@ -53,8 +53,8 @@ fn page(report: &DemoReport, pictures: &str) -> String {
          <title>crosstune demo</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <header><p class=\"kicker\">crosstune demo &middot; seed {}</p>\n<h1>{headline}</h1>\n\
          <p class=\"lead\">A small multilingual text tower learnt to describe pictures, English \
-         first and the other languages from uneven translations. It was then frozen, and each \
-         language got an adapter of {} parameters ({share:.2}&nbsp;% of the model), trained on \
+         first and the other languages from uneven translations. It was then frozen, and the \
+         languages that it knew least got an adapter each, of {} parameters ({share:.2}&nbsp;% of the model), trained on \
          {train} captioned pictures.</p></header>\n\
          <section><h2>Recall before and after</h2>\n{LEGEND}{chart}\n\
          <p class=\"note\">R@1 among {test} pictures that no training saw: the mean of finding the \
@@ -155,7 +155,7 @@ fn chart(report: &DemoReport) -> String {
 fn table(report: &DemoReport) -> String {
     let mut html = String::from(
         "<table><thead><tr><th>Language</th><th>Captions in pre-training</th><th>Before</th>\
-         <th>baseline1</th><th>routine1</th><th>Gain</th></tr></thead>\n<tbody>\n",
+         <th>baseline1</th><th>routine1</th><th>Its gain</th></tr></thead>\n<tbody>\n",
     );
     for row in &report.rows {
         let cell = |score: Option<Scores>| match score {

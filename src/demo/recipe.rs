@@ -30,6 +30,8 @@ pub struct Recipe {
     pub ffn: usize,
     /// Length of the noise on a teacher's feature, whose own is 1.
     pub noise: f32,
+    /// Languages that are adapted: those that the model knows least.
+    pub n_adapted: usize,
     /// Rank of the low-rank branches in adaptation.
     pub rank: usize,
     /// Weight of routine1's text loss.
@@ -55,15 +57,15 @@ pub struct Stage {
     pub warmup: usize,
 }
 
-/// Rows of the position table: texts of up to 64 tokens.
-const MAX_POSITIONS: usize = 66;
+/// Rows of the position table: texts of up to 96 tokens.
+const MAX_POSITIONS: usize = 98;
 
 impl Recipe {
     /// The demo that a user sees.
     pub fn full() -> Recipe {
         Recipe {
             n_pool: 5000,
-            n_train: 400,
+            n_train: 600,
             n_val: 50,
             n_test: 250,
             vocab: 1000,
@@ -72,6 +74,7 @@ impl Recipe {
             heads: 4,
             ffn: 256,
             noise: 1.0,
+            n_adapted: 3,
             rank: 2,
             ratio: 3.0,
             english: Stage {
@@ -87,9 +90,9 @@ impl Recipe {
                 warmup: 20,
             },
             adaptation: Stage {
-                epochs: 10,
+                epochs: 6,
                 batch: 25,
-                lr: 2e-3,
+                lr: 3e-3,
                 warmup: 5,
             },
         }
@@ -101,13 +104,14 @@ impl Recipe {
         let short = |stage: Stage| Stage { lr: 3e-3, ..stage };
         Recipe {
             n_pool: 3000,
-            n_train: 300,
+            n_train: 1000,
             n_val: 20,
             n_test: 200,
             hidden: 64,
             ffn: 128,
             english: short(full.english),
             distillation: short(full.distillation),
+            n_adapted: 1,
             ..full
         }
     }
@@ -127,6 +131,7 @@ impl Recipe {
     pub(super) fn gives_the_model_of(&self, other: &Recipe) -> bool {
         let adapted = Recipe {
             rank: other.rank,
+            n_adapted: other.n_adapted,
             ratio: other.ratio,
             adaptation: other.adaptation,
             ..*self

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::adapt::{ADAPTED, Adapted, STRATEGIES};
+use super::adapt::{Adapted, STRATEGIES};
 use super::captions::Language;
 use super::pretrain::Stamp;
 use super::run::DemoOptions;
@@ -105,11 +105,8 @@ impl DemoReport {
             .zip(&stamp.captions)
             .zip(before)
             .map(|((language, captions), before)| {
-                let adapted = ADAPTED.iter().zip(&adapted.recalls);
-                let after = adapted
-                    .filter(|(l, _)| **l == language)
-                    .map(|(_, r)| r)
-                    .next();
+                let after = adapted.recalls.iter().find(|(l, _)| *l == language);
+                let after = after.map(|(_, recalls)| recalls);
                 LanguageRow {
                     language,
                     captions: *captions,

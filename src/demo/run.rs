@@ -59,7 +59,13 @@ pub fn run(
     })?;
     let (adapted, adapting) = teller.phase(Phase::Adaptation, |teller| {
         let recipe = (&options.recipe, options.seed);
-        adapt(&engine, &data, recipe, &folder.join("adapters"), teller)
+        adapt(
+            &engine,
+            (&data, &before),
+            recipe,
+            &folder.join("adapters"),
+            teller,
+        )
     })?;
     let seconds = [
         stamp.seconds[0],
