@@ -1,6 +1,6 @@
 //! Matrix products on the CPU: `C (M, N) = sum over segments of A (M, K) B (K, N)`.
 //!
-//! A row of `C` is summed over K in one order: within each segment, blocks of [`KC`] terms from k = 0
+//! A row of `C` is summed over K in one order: within each segment, blocks of `KC` terms from k = 0
 //! on, each block one fused multiply-add a term, then added to the sum of those before (which keeps
 //! more digits than one long chain). Neither M, the row's place, the tile's place nor the number of
 //! threads changes that; edge tiles run the same micro-kernel into scratch. This is what gives a
