@@ -82,7 +82,13 @@ fn the_weakest_language_gains_in_the_mean_of_three_seeds() {
         for (gain, after) in gains.iter_mut().zip(after) {
             *gain += (after - before) / 3.0;
         }
-        assert!(report.trainable_share < 0.02);
+        // Two layers: rank 2 beside value and attention.output.dense (64 to 64) and both dense layers
+        // of the feed-forward (64 to 128 and back), and two layer norms of 64. This model is three
+        // times smaller than the demo's, so its share says nothing of the demo's; the count must be
+        // exact.
+        assert_eq!(report.trainable, 2 * (2 * (2 * 128 + 2 * 192) + 4 * 64));
+        let share = report.trainable as f64 / report.parameters as f64;
+        assert_eq!(report.trainable_share, share);
     }
     println!("mean gains: {gains:.3?}");
     assert!(gains.iter().all(|gain| *gain >= 0.05), "{gains:?}");
