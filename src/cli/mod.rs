@@ -31,7 +31,7 @@ use crosstune::error::Error;
     arg_required_else_help = true
 )]
 #[command(
-    after_help = "Start with `crosstune demo`: it needs no files and takes about a minute.
+    after_help = "Start with `crosstune demo`: it needs no files and takes a few minutes.
 Exit codes: 0 done, 1 failed while running, 2 bad input, 130 interrupted (a checkpoint was saved)."
 )]
 struct Cli {
