@@ -16,6 +16,8 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     quiet: bool,
     last: Instant,
+    /// Where the last plain line stood: members that end with the same step share one.
+    shown: u64,
 }
 
 impl Progress {
@@ -31,6 +33,7 @@ impl Progress {
             bar,
             quiet,
             last: Instant::now(),
+            shown: 0,
         }
     }
 
@@ -48,8 +51,12 @@ impl Progress {
                 bar.set_message(message.to_string());
                 bar.set_position(done);
             }
-            None if !self.quiet && (self.last.elapsed() >= EVERY || done == total) => {
+            None if !self.quiet
+                && done != self.shown
+                && (self.last.elapsed() >= EVERY || done == total) =>
+            {
                 eprintln!("{done}/{total} {message}");
+                self.shown = done;
                 self.last = Instant::now();
             }
             None => {}
