@@ -1,0 +1,191 @@
+//! What runs CUDA kernels: a GPU through cudarc, or the PTX virtual machine on a CPU.
+//!
+//! Everything above this module (launch wrappers, the executor, tests) sees only [`Driver`], so all
+//! of it but [`gpu`] itself is tested where there is no GPU.
+
+pub mod embedded;
+pub mod gpu;
+pub mod vm;
+
+use thiserror::Error;
+
+/// What a device could not do.
+#[derive(Debug, Error)]
+pub enum DriverError {
+    /// There is no such device here.
+    #[error("{0}")]
+    NoDevice(String),
+    /// The device has no room left.
+    #[error("{device}: no room for {bytes} bytes more ({label})")]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// What was asked for.
+        bytes: usize,
+        /// What it was for.
+        label: String,
+    },
+    /// A call that the device refused, or a kernel that failed in it.
+    #[error("{call}: {reason}")]
+    Failed {
+        /// The driver call or the kernel.
+        call: String,
+        /// The device's own words; the virtual machine's name the kernel, source line and thread.
+        reason: String,
+    },
+}
+
+/// A result of a driver call.
+pub type Result<T> = std::result::Result<T, DriverError>;
+
+/// An address on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// No address: what a kernel gets for an absent optional argument.
+    pub const NULL: DevicePtr = DevicePtr(0);
+
+    /// The address `bytes` further on.
+    pub fn offset(self, bytes: usize) -> DevicePtr {
+        DevicePtr(self.0 + bytes as u64)
+    }
+}
+
+/// One compiled `kernels/*.cu` file.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelFile {
+    /// The file's stem.
+    pub name: &'static str,
+    /// Machine code for the architectures of build.rs, and PTX for later ones.
+    pub fatbin: &'static [u8],
+    /// What the virtual machine runs: PTX for compute_80.
+    pub ptx: &'static str,
+}
+
+/// A kernel of a loaded file. Valid for the driver that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KernelId(pub usize);
+
+/// A point in the order of launches. Valid for the driver that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventId(pub usize);
+
+/// A captured list of launches. Valid for the driver that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub usize);
+
+/// Launch geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// A kernel argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// A pointer to device memory.
+    Ptr(DevicePtr),
+    /// `int`
+    I32(i32),
+    /// `unsigned int`
+    U32(u32),
+    /// `long long`
+    I64(i64),
+    /// `unsigned long long`
+    U64(u64),
+    /// `float`
+    F32(f32),
+}
+
+/// A device with one queue of work. Calls return before the work is done, except
+/// [`copy_out`](Driver::copy_out) and [`synchronize`](Driver::synchronize), so a failure of a kernel
+/// may show at a later call.
+pub trait Driver {
+    /// For messages: a card's name, or the virtual machine's.
+    fn name(&self) -> String;
+
+    /// Memory that nobody has written, at a multiple of 256 bytes; `label` names it in messages.
+    ///
+    /// # Errors
+    /// Out of memory; not while capturing.
+    fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr>;
+
+    /// Gives memory back.
+    ///
+    /// # Errors
+    /// If `ptr` is not the start of a live allocation; not while capturing.
+    fn free(&self, ptr: DevicePtr) -> Result<()>;
+
+    /// Copies into the device.
+    ///
+    /// # Errors
+    /// Outside an allocation; not while capturing.
+    fn copy_in(&self, to: DevicePtr, from: &[u8]) -> Result<()>;
+
+    /// Waits for all work, then copies out of the device.
+    ///
+    /// # Errors
+    /// Outside an allocation, or a kernel before it failed; not while capturing.
+    fn copy_out(&self, from: DevicePtr, to: &mut [u8]) -> Result<()>;
+
+    /// Sets every byte. May be captured.
+    ///
+    /// # Errors
+    /// Outside an allocation.
+    fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()>;
+
+    /// A kernel of a file, loaded at first use.
+    ///
+    /// # Errors
+    /// If the file has no such kernel or none for this device.
+    fn kernel(&self, file: &KernelFile, name: &str) -> Result<KernelId>;
+
+    /// Launches a kernel. May be captured.
+    ///
+    /// # Errors
+    /// A geometry or arguments that the device refuses; the virtual machine runs the kernel here
+    /// and tells of its faults.
+    fn launch(&self, kernel: KernelId, geometry: Geometry, args: &[Arg]) -> Result<()>;
+
+    /// Marks this point of the queue.
+    ///
+    /// # Errors
+    /// A failed call; not while capturing.
+    fn record(&self) -> Result<EventId>;
+
+    /// Milliseconds of device time between two marks; waits for the later one.
+    ///
+    /// # Errors
+    /// A failed call; not while capturing.
+    fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32>;
+
+    /// From here on launches and fills are noted, not run.
+    ///
+    /// # Errors
+    /// If a capture is under way.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends the capture.
+    ///
+    /// # Errors
+    /// If none is under way, or a call that can't be captured was made in it.
+    fn end_capture(&self) -> Result<GraphId>;
+
+    /// Runs a captured list. The memory it names must still be allocated.
+    ///
+    /// # Errors
+    /// As for the launches in it.
+    fn replay(&self, graph: GraphId) -> Result<()>;
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// If a kernel failed.
+    fn synchronize(&self) -> Result<()>;
+}
