@@ -93,7 +93,7 @@ fn embedded_kernels_are_listed_with_what_they_take() {
             assert!(name.is_string() && (arch == "sm_80" || arch == "sm_90a"));
         }
     }
-    assert!(doctor(&[]).1.contains("kernels: "));
+    assert!(doctor(&[]).1.contains("kernels by nvcc "));
 }
 
 #[test]

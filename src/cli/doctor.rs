@@ -155,11 +155,7 @@ fn print(report: &Report) {
         }
     }
     if let Some(nvcc) = nvcc {
-        println!(
-            "kernels: {} files by nvcc {nvcc} for {}",
-            report.kernels.len(),
-            architectures.join(", ")
-        );
+        println!("kernels by nvcc {nvcc} for {}:", architectures.join(", "));
         report.kernels.iter().for_each(print_file);
     }
     if let Some(device) = &report.device {
