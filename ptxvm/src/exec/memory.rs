@@ -480,12 +480,13 @@ impl Warp {
                 };
                 let at = c.src - a.base;
                 let mut whole = true;
-                for w in 0..c.size.div_ceil(4) {
-                    let mut cell = [0; 4];
-                    let n = (c.size - 4 * w).min(4);
-                    for b in 0..n {
-                        whole &= a.read(at + 4 * w + b, 1, &mut cell);
-                        value[w as usize] |= cell[0] << (8 * b);
+                if c.size == c.bytes {
+                    whole = a.read(at, c.size, &mut value);
+                } else {
+                    for i in 0..c.size {
+                        let mut byte = [0; 4];
+                        whole &= a.read(at + i, 1, &mut byte);
+                        value[(i / 4) as usize] |= byte[0] << (8 * (i % 4));
                     }
                 }
                 if !whole {
