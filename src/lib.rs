@@ -4,6 +4,8 @@
 //! ARCHITECTURE.md is the map; the modules below stand in the order in which data moves.
 
 pub mod adapter;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod demo;
 pub mod engine;

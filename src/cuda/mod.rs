@@ -5,6 +5,7 @@
 
 pub mod embedded;
 pub mod gpu;
+pub mod installed;
 pub mod vm;
 
 use thiserror::Error;
@@ -61,6 +62,8 @@ pub struct KernelFile {
     pub fatbin: &'static [u8],
     /// What the virtual machine runs: PTX for compute_80.
     pub ptx: &'static str,
+    /// What ptxas said: registers, spills and shared memory of each kernel.
+    pub ptxas: &'static str,
 }
 
 /// A kernel of a loaded file. Valid for the driver that gave it.
