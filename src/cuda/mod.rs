@@ -6,6 +6,8 @@
 pub mod embedded;
 pub mod gpu;
 pub mod installed;
+pub mod ops;
+pub mod step_params;
 pub mod vm;
 
 use thiserror::Error;
