@@ -108,6 +108,20 @@ pub enum Arg {
     F32(f32),
 }
 
+impl Arg {
+    /// As it lies in the kernel's argument space.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Arg::Ptr(p) => p.0.to_le_bytes().into(),
+            Arg::I32(x) => x.to_le_bytes().into(),
+            Arg::U32(x) => x.to_le_bytes().into(),
+            Arg::I64(x) => x.to_le_bytes().into(),
+            Arg::U64(x) => x.to_le_bytes().into(),
+            Arg::F32(x) => x.to_le_bytes().into(),
+        }
+    }
+}
+
 /// A device with one queue of work. Calls return before the work is done, except
 /// [`copy_out`](Driver::copy_out) and [`synchronize`](Driver::synchronize), so a failure of a kernel
 /// may show at a later call.

@@ -1,0 +1,347 @@
+//! One warp: 32 lanes in lock step, with a stack of masks for divergence.
+
+mod alu;
+mod convert;
+mod memory;
+mod tensor;
+mod warpops;
+
+use std::array;
+
+use crate::counters::Counts;
+use crate::fault::{Checked, FaultKind, trouble};
+use crate::ir::{Addr, END, Inst, Kernel, MaskKind, NONE, Op, Row, Special};
+use crate::mem::global::Global;
+use crate::mem::local::Local;
+use crate::mem::shared::{Shared, Stamp};
+
+/// 32 lanes of up to 32 bits.
+pub(crate) type Word = [u32; 32];
+/// 32 lanes of 64 bits.
+pub(crate) type Double = [u64; 32];
+
+/// Why a warp stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Every lane has returned.
+    Done,
+    /// At a barrier of the block, by number.
+    Barrier(u32),
+}
+
+/// What a block shares, and what the machine lends it.
+pub(crate) struct Block<'a> {
+    pub kernel: &'a Kernel,
+    pub global: &'a Global,
+    pub shared: &'a mut Shared,
+    pub params: &'a [u8],
+    pub counts: &'a mut [Counts],
+    /// Last allocation by instruction.
+    pub hints: &'a mut [u32],
+    /// Barriers the block has passed, since the machine began.
+    pub epoch: u32,
+    /// Instructions a warp may run between barriers.
+    pub fuel: u64,
+}
+
+/// A path of the warp: some lanes at one instruction, until they meet the others.
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    pc: usize,
+    mask: u32,
+    /// Where this path ends and the one below goes on.
+    join: usize,
+}
+
+/// A `cp.async` that is under way.
+struct Copy {
+    lane: usize,
+    group: u32,
+    at: u64,
+    src: u64,
+    bytes: u64,
+    /// Bytes that are read; the others become zero.
+    size: u64,
+}
+
+/// The state of a warp.
+pub(crate) struct Warp {
+    pub index: usize,
+    words: Vec<Word>,
+    doubles: Vec<Double>,
+    preds: Vec<u32>,
+    local: Local,
+    paths: Vec<Path>,
+    /// Lanes that exist.
+    born: u32,
+    /// Lanes that have not returned.
+    live: u32,
+    /// `__syncwarp`s passed.
+    sync: u16,
+    copies: Vec<Copy>,
+    /// Groups each lane has closed.
+    groups: [u32; 32],
+    /// The instruction it stands at.
+    pub pc: usize,
+}
+
+/// Where a warp's registers begin.
+pub(crate) struct Setup {
+    pub block: [u32; 3],
+    pub grid: [u32; 3],
+    pub threads: [u32; 3],
+    pub dynamic_shared: u32,
+}
+
+impl Warp {
+    pub fn new(kernel: &Kernel, index: usize, setup: &Setup, globals: &[u64]) -> Warp {
+        let total = setup.threads.iter().product::<u32>() as usize;
+        let lanes = (total - 32 * index).min(32);
+        let live = if lanes == 32 {
+            u32::MAX
+        } else {
+            (1 << lanes) - 1
+        };
+        let mut w = Warp {
+            index,
+            words: vec![[0; 32]; kernel.words.count],
+            doubles: vec![[0; 32]; kernel.doubles.count],
+            preds: vec![0; kernel.preds],
+            local: Local::new(kernel.local_bytes),
+            paths: vec![Path {
+                pc: 0,
+                mask: live,
+                join: END,
+            }],
+            born: live,
+            live,
+            sync: 0,
+            copies: vec![],
+            groups: [0; 32],
+            pc: 0,
+        };
+        for (row, value) in &kernel.words.constants {
+            w.words[*row as usize] = [*value; 32];
+        }
+        for (row, value) in &kernel.doubles.constants {
+            w.doubles[*row as usize] = [*value; 32];
+        }
+        for (row, global) in &kernel.global_rows {
+            w.doubles[*row as usize] = [globals[*global]; 32];
+        }
+        for (special, row) in &kernel.specials {
+            w.words[*row as usize] = array::from_fn(|lane| w.special(*special, lane, setup));
+        }
+        w
+    }
+
+    fn special(&self, special: Special, lane: usize, s: &Setup) -> u32 {
+        let [x, y, _] = s.threads;
+        let thread = (32 * self.index + lane) as u32;
+        let bit = 1u32 << lane;
+        match special {
+            Special::Tid(0) => thread % x,
+            Special::Tid(1) => thread / x % y,
+            Special::Tid(_) => thread / (x * y),
+            Special::Ntid(a) => s.threads[a],
+            Special::Ctaid(a) => s.block[a],
+            Special::Nctaid(a) => s.grid[a],
+            Special::Lane => lane as u32,
+            Special::Warp => self.index as u32,
+            Special::Nwarp => s.threads.iter().product::<u32>().div_ceil(32),
+            Special::LaneMask(MaskKind::Lt) => bit - 1,
+            Special::LaneMask(MaskKind::Le) => bit | (bit - 1),
+            Special::LaneMask(MaskKind::Eq) => bit,
+            Special::LaneMask(MaskKind::Ge) => !(bit - 1),
+            Special::LaneMask(MaskKind::Gt) => !(bit | (bit - 1)),
+            Special::DynamicShared => s.dynamic_shared,
+        }
+    }
+
+    /// Runs until every lane has returned or all stand at a barrier.
+    pub fn run(&mut self, block: &mut Block<'_>) -> Checked<Stop> {
+        let arch = pulp::Arch::new();
+        arch.dispatch(
+            #[inline(always)]
+            || self.run_here(block),
+        )
+    }
+
+    #[inline(always)]
+    fn run_here(&mut self, block: &mut Block<'_>) -> Checked<Stop> {
+        let kernel = block.kernel;
+        for _ in 0..block.fuel {
+            let Some(top) = self.paths.last().copied() else {
+                return Ok(Stop::Done);
+            };
+            if top.pc == top.join || top.mask == 0 {
+                self.paths.pop();
+                continue;
+            }
+            let Some(inst) = kernel.code.get(top.pc) else {
+                // Falling off the end is a return.
+                self.leave(top.mask);
+                continue;
+            };
+            self.pc = top.pc;
+            let active = top.mask & self.guard(inst);
+            let counts = &mut block.counts[top.pc];
+            counts.instructions += 1;
+            counts.lanes += u64::from(active.count_ones());
+            match inst.op {
+                Op::Bra { target } => self.branch(kernel, top, active, target),
+                Op::Exit => {
+                    self.advance();
+                    self.leave(active);
+                }
+                Op::Bar { id } => {
+                    self.advance();
+                    if active == 0 {
+                        continue;
+                    }
+                    if active != self.born {
+                        return trouble(
+                            FaultKind::DivergentBarrier,
+                            first(active),
+                            format!(
+                                "lanes {active:#010x} of {:#010x} arrive; the others took another \
+                                 branch or have returned",
+                                self.born
+                            ),
+                        );
+                    }
+                    counts.barriers += 1;
+                    return Ok(Stop::Barrier(self.words[id as usize][first(active)]));
+                }
+                _ => {
+                    self.advance();
+                    if active != 0 {
+                        self.execute(inst, active, block)?;
+                    }
+                }
+            }
+        }
+        trouble(
+            FaultKind::Deadlock,
+            0,
+            format!("{} instructions without a barrier or an end", block.fuel),
+        )
+    }
+
+    #[inline(always)]
+    fn guard(&self, inst: &Inst) -> u32 {
+        match inst.guard {
+            None => u32::MAX,
+            Some((p, false)) => self.preds[p as usize],
+            Some((p, true)) => !self.preds[p as usize],
+        }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self) {
+        if let Some(top) = self.paths.last_mut() {
+            top.pc += 1;
+        }
+    }
+
+    fn branch(&mut self, kernel: &Kernel, top: Path, taken: u32, target: usize) {
+        let fell = top.mask & !taken;
+        let Some(path) = self.paths.last_mut() else {
+            return;
+        };
+        if fell == 0 {
+            path.pc = target;
+        } else if taken == 0 {
+            path.pc += 1;
+        } else {
+            let join = kernel.reconverge[top.pc];
+            // The path waits where the two meet, unless it ends there itself.
+            if join == top.join {
+                self.paths.pop();
+            } else {
+                path.pc = join;
+            }
+            for (pc, mask) in [(top.pc + 1, fell), (target, taken)] {
+                if pc != join {
+                    self.paths.push(Path { pc, mask, join });
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, lanes: u32) {
+        self.live &= !lanes;
+        for p in &mut self.paths {
+            p.mask &= !lanes;
+        }
+        self.paths.retain(|p| p.mask != 0);
+    }
+
+    /// The stamp of an access by a lane.
+    #[inline(always)]
+    fn stamp(&self, block: &Block<'_>, lane: usize) -> Stamp {
+        Stamp {
+            epoch: block.epoch,
+            sync: self.sync,
+            thread: (32 * self.index + lane) as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn addresses(&self, a: &Addr) -> [u64; 32] {
+        let offset = a.offset as u64;
+        if a.wide {
+            let row = &self.doubles[a.row as usize];
+            array::from_fn(|i| row[i].wrapping_add(offset))
+        } else {
+            let row = &self.words[a.row as usize];
+            array::from_fn(|i| u64::from(row[i].wrapping_add(offset as u32)))
+        }
+    }
+
+    /// Writes a row in the active lanes.
+    #[inline(always)]
+    fn put(&mut self, d: Row, active: u32, value: &Word) {
+        let row = &mut self.words[d as usize];
+        if active == u32::MAX {
+            *row = *value;
+        } else {
+            for i in 0..32 {
+                let keep = (active >> i & 1).wrapping_sub(1);
+                row[i] = row[i] & keep | value[i] & !keep;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn put64(&mut self, d: Row, active: u32, value: &Double) {
+        let row = &mut self.doubles[d as usize];
+        if active == u32::MAX {
+            *row = *value;
+        } else {
+            for i in 0..32 {
+                let keep = u64::from(active >> i & 1).wrapping_sub(1);
+                row[i] = row[i] & keep | value[i] & !keep;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn put_pred(&mut self, d: Row, active: u32, value: u32) {
+        if d != NONE {
+            let p = &mut self.preds[d as usize];
+            *p = *p & !active | value & active;
+        }
+    }
+
+    #[inline(always)]
+    fn pred(&self, p: Row, negated: bool) -> u32 {
+        let value = self.preds[p as usize];
+        if negated { !value } else { value }
+    }
+}
+
+/// The lowest lane of a mask.
+pub(crate) fn first(mask: u32) -> usize {
+    mask.trailing_zeros() as usize & 31
+}
