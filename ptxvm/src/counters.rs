@@ -84,22 +84,50 @@ fn distinct(values: impl Iterator<Item = u64>, scratch: &mut [u64; 32]) -> usize
     n
 }
 
-/// Sectors moved and needed by one request of `bytes` a lane, at aligned addresses.
-pub(crate) fn sectors(addrs: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64) {
-    let first = addrs[mask.trailing_zeros() as usize & 31];
-    let lanes = u64::from(mask.count_ones());
-    let mut next = first;
-    let mut run = true;
+/// Whether the lanes of a request lie side by side.
+#[inline(always)]
+pub(crate) fn is_run(addrs: &[u64; 32], mask: u32, bytes: u64) -> bool {
+    let mut apart = 0;
+    if mask == u32::MAX {
+        for lane in 1..32 {
+            apart |= addrs[lane] ^ addrs[lane - 1].wrapping_add(bytes);
+        }
+        return apart == 0;
+    }
+    let mut next = addrs[mask.trailing_zeros() as usize & 31];
     for (lane, a) in addrs.iter().enumerate() {
         if mask >> lane & 1 == 1 {
-            run &= *a == next;
+            apart |= a ^ next;
             next = a.wrapping_add(bytes);
         }
     }
+    apart == 0
+}
+
+/// Sectors moved and needed by one request of `bytes` a lane, at aligned addresses; `run` says
+/// whether they lie side by side.
+#[inline(always)]
+pub(crate) fn sectors(addrs: &[u64; 32], mask: u32, bytes: u64, run: bool) -> (u64, u64) {
     if run {
-        let moved = (next - 1) / 32 - first / 32 + 1;
-        return (moved, (lanes * bytes).div_ceil(32));
+        let first = addrs[mask.trailing_zeros() as usize & 31];
+        let total = u64::from(mask.count_ones()) * bytes;
+        return (
+            (first + total - 1) / 32 - first / 32 + 1,
+            total.div_ceil(32),
+        );
     }
+    let first = addrs[mask.trailing_zeros() as usize & 31];
+    let mut other = 0;
+    for (lane, a) in addrs.iter().enumerate() {
+        other |= (a ^ first) & u64::from(mask >> lane & 1).wrapping_neg();
+    }
+    if other == 0 {
+        return (1, 1);
+    }
+    scattered(addrs, mask, bytes)
+}
+
+fn scattered(addrs: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64) {
     let mut scratch = [0u64; 32];
     let active = |lane: &usize| mask >> lane & 1 == 1;
     let moved = distinct((0..32).filter(active).map(|l| addrs[l] / 32), &mut scratch);
@@ -110,22 +138,27 @@ pub(crate) fn sectors(addrs: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64) {
 /// Passes of a shared request beyond the least its width needs: 32 banks of 4 bytes, 8-byte
 /// accesses in two halves of the warp and 16-byte ones in four quarters.
 pub(crate) fn conflicts(offsets: &[u64; 32], mask: u32, bytes: u64) -> u64 {
+    // Side by side, or all at one place: no two words of a pass share a bank.
+    if bytes >= 4 && (is_run(offsets, mask, bytes) || is_run(offsets, mask, 0)) {
+        return 0;
+    }
     let lanes_a_pass = (128 / bytes.max(4)).min(32) as usize;
     let mut extra = 0;
     for first in (0..32).step_by(lanes_a_pass) {
         let (mut words, mut n) = ([0u64; 32], 0usize);
         let mut load = [0u8; 32];
         for lane in first..first + lanes_a_pass {
-            if mask >> lane & 1 == 0 {
+            if (mask >> lane) & 1 == 0 {
                 continue;
             }
             for w in 0..(bytes / 4).max(1) {
                 let word = offsets[lane] / 4 + w;
+                let bank = (word % 32) as usize;
                 // Lanes that want the same word share it.
-                if !words[..n].contains(&word) {
+                if load[bank] == 0 || !words[..n].contains(&word) {
                     words[n] = word;
                     n += 1;
-                    load[(word % 32) as usize] += 1;
+                    load[bank] += 1;
                 }
             }
         }

@@ -290,6 +290,7 @@ struct Run<'a> {
 
 /// What a thread of the host keeps from block to block.
 struct Worker {
+    warps: Vec<Warp>,
     shared: Shared,
     counts: Vec<Counts>,
     hints: Vec<u32>,
@@ -299,7 +300,11 @@ struct Worker {
 impl Run<'_> {
     fn worker(&self) -> Worker {
         let n = self.kernel.code.len();
+        let threads: u32 = self.launch.block.iter().product();
         Worker {
+            warps: (0..threads.div_ceil(32) as usize)
+                .map(|w| Warp::new(self.kernel, w, &self.program.globals))
+                .collect(),
             shared: Shared::new(self.shared_bytes, self.machine.options.check_shared),
             counts: vec![Counts::default(); n],
             hints: vec![0; n],
@@ -360,10 +365,10 @@ impl Run<'_> {
             threads: self.launch.block,
             dynamic_shared: self.launch.shared_bytes,
         };
-        let threads: u32 = self.launch.block.iter().product();
-        let mut warps: Vec<Warp> = (0..threads.div_ceil(32))
-            .map(|w| Warp::new(self.kernel, w as usize, &setup, &self.program.globals))
-            .collect();
+        let warps = &mut worker.warps;
+        for warp in warps.iter_mut() {
+            warp.begin(self.kernel, &setup);
+        }
         worker.shared.reset();
         worker.epoch += 1;
         let mut state = self

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -15,6 +16,7 @@ use ptxvm::{Launch, Machine, Options};
   empty:BYTES                     a buffer that nobody has written
   zero:BYTES                      a buffer of zeros
   rand-f16:COUNT rand-f32:COUNT   a buffer of random numbers in [-1, 1)
+  file:PATH                       a buffer with a file's bytes
 
 Example: ptxvm layer_norm.ptx layer_norm_forward_f16 --grid 64 --block 256 \\
   --arg empty:131072 --arg rand-f16:65536 --arg i32:1024")]
@@ -35,6 +37,9 @@ struct Args {
     /// An argument of the kernel.
     #[arg(long = "arg")]
     args: Vec<String>,
+    /// After the run, writes the buffer of argument N (from 0) to a file.
+    #[arg(long = "save", value_name = "N:PATH", value_parser = save)]
+    saves: Vec<(usize, PathBuf)>,
     /// Counts by source line too.
     #[arg(long)]
     lines: bool,
@@ -56,6 +61,18 @@ fn extent(text: &str) -> Result<[u32; 3], String> {
         *o = p.trim().parse().map_err(|_| format!("{p} is no number"))?;
     }
     Ok(out)
+}
+
+fn save(text: &str) -> Result<(usize, PathBuf), String> {
+    let (n, path) = text.split_once(':').ok_or("expected N:PATH")?;
+    let n = n.parse().map_err(|_| format!("{n} is no number"))?;
+    Ok((n, path.into()))
+}
+
+/// An argument's bytes, and the size of its buffer if it is one.
+struct Value {
+    bytes: Vec<u8>,
+    buffer_bytes: Option<usize>,
 }
 
 fn main() -> Result<()> {
@@ -82,13 +99,27 @@ fn main() -> Result<()> {
         .iter()
         .map(|a| argument(&mut machine, a))
         .collect::<Result<Vec<_>>>()?;
-    let bytes: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+    for (n, _) in &args.saves {
+        if values.get(*n).is_none_or(|v| v.buffer_bytes.is_none()) {
+            bail!("--save {n}: argument {n} is no buffer");
+        }
+    }
+    let bytes: Vec<&[u8]> = values.iter().map(|v| v.bytes.as_slice()).collect();
     let launch = Launch {
         grid: args.grid,
         block: args.block,
         shared_bytes: args.shared,
     };
+    let start = Instant::now();
     let counters = machine.launch(&program, kernel, launch, &bytes)?;
+    let taken = start.elapsed();
+    for (n, path) in &args.saves {
+        let mut out = vec![0; values[*n].buffer_bytes.unwrap_or(0)];
+        let address = <[u8; 8]>::try_from(values[*n].bytes.as_slice())?;
+        machine.copy_out(u64::from_le_bytes(address), &mut out)?;
+        fs::write(path, out).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("seconds           {:>12.6}", taken.as_secs_f64());
     let t = counters.total;
     println!("instructions      {:>12}", t.instructions);
     println!("matrix FLOPs      {:>12}", t.matrix_flops);
@@ -120,34 +151,58 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The bytes of an argument, after its buffer is made.
-fn argument(machine: &mut Machine, text: &str) -> Result<Vec<u8>> {
+/// An argument, after its buffer is made.
+fn argument(machine: &mut Machine, text: &str) -> Result<Value> {
     let (kind, value) = text
         .split_once(':')
         .with_context(|| format!("{text}: expected kind:value"))?;
     let bad = || format!("{text}: {value} is no {kind}");
-    Ok(match kind {
-        "i32" => value.parse::<i32>().with_context(bad)?.to_le_bytes().into(),
-        "u32" => value.parse::<u32>().with_context(bad)?.to_le_bytes().into(),
-        "i64" => value.parse::<i64>().with_context(bad)?.to_le_bytes().into(),
-        "u64" => value.parse::<u64>().with_context(bad)?.to_le_bytes().into(),
-        "f32" => value.parse::<f32>().with_context(bad)?.to_le_bytes().into(),
-        "empty" | "zero" | "rand-f16" | "rand-f32" => {
-            let n: usize = value.parse().with_context(bad)?;
-            let data: Vec<u8> = match kind {
-                "rand-f16" => random(n)
-                    .flat_map(|x| f16::from_f32(x).to_le_bytes())
-                    .collect(),
-                "rand-f32" => random(n).flat_map(f32::to_le_bytes).collect(),
-                _ => vec![0; n],
-            };
-            let address = machine.alloc(data.len(), text);
-            if kind != "empty" {
-                machine.copy_in(address, &data)?;
-            }
-            address.to_le_bytes().into()
+    let number = |bytes: &[u8]| Value {
+        bytes: bytes.into(),
+        buffer_bytes: None,
+    };
+    let count = || value.parse::<usize>().with_context(bad);
+    let data = match kind {
+        "i32" => {
+            return Ok(number(
+                &value.parse::<i32>().with_context(bad)?.to_le_bytes(),
+            ));
         }
+        "u32" => {
+            return Ok(number(
+                &value.parse::<u32>().with_context(bad)?.to_le_bytes(),
+            ));
+        }
+        "i64" => {
+            return Ok(number(
+                &value.parse::<i64>().with_context(bad)?.to_le_bytes(),
+            ));
+        }
+        "u64" => {
+            return Ok(number(
+                &value.parse::<u64>().with_context(bad)?.to_le_bytes(),
+            ));
+        }
+        "f32" => {
+            return Ok(number(
+                &value.parse::<f32>().with_context(bad)?.to_le_bytes(),
+            ));
+        }
+        "rand-f16" => random(count()?)
+            .flat_map(|x| f16::from_f32(x).to_le_bytes())
+            .collect(),
+        "rand-f32" => random(count()?).flat_map(f32::to_le_bytes).collect(),
+        "empty" | "zero" => vec![0; count()?],
+        "file" => fs::read(value).with_context(|| format!("cannot read {value}"))?,
         _ => bail!("{text}: {kind} is not known; see --help"),
+    };
+    let address = machine.alloc(data.len(), text);
+    if kind != "empty" {
+        machine.copy_in(address, &data)?;
+    }
+    Ok(Value {
+        bytes: address.to_le_bytes().into(),
+        buffer_bytes: Some(data.len()),
     })
 }
 

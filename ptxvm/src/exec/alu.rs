@@ -745,7 +745,11 @@ impl Warp {
         if p.wide {
             self.put64(p.row, m, value);
         } else {
-            self.put(p.row, m, &value.map(|v| v as u32));
+            let mut narrow = [0; 32];
+            for i in 0..32 {
+                narrow[i] = value[i] as u32;
+            }
+            self.put(p.row, m, &narrow);
         }
     }
 }

@@ -26,29 +26,46 @@ impl Warp {
         let plain = !integral && !sat && round == Round::Nearest;
         match (to, from) {
             (Ty::F32, Ty::F16) if plain => {
-                let x = self.words[a as usize];
-                let halves: [f16; 32] = std::array::from_fn(|i| f16::from_bits(x[i] as u16));
-                let mut out = [0f32; 32];
+                let x = &self.words[a as usize];
+                let (mut halves, mut out, mut bits) = ([f16::ZERO; 32], [0f32; 32], [0; 32]);
+                for i in 0..32 {
+                    halves[i] = f16::from_bits(x[i] as u16);
+                }
                 halves.convert_to_f32_slice(&mut out);
-                self.put(d, m, &out.map(f32::to_bits));
+                for i in 0..32 {
+                    bits[i] = out[i].to_bits();
+                }
+                self.put(d, m, &bits);
             }
             (Ty::F16, Ty::F32) if plain => {
-                let x = self.words[a as usize].map(f32::from_bits);
-                let mut out = [f16::ZERO; 32];
+                let x = self.floats(a);
+                let (mut out, mut bits) = ([f16::ZERO; 32], [0; 32]);
                 out.convert_from_f32_slice(&x);
-                self.put(d, m, &out.map(|h| h.to_bits().into()));
+                for i in 0..32 {
+                    bits[i] = out[i].to_bits().into();
+                }
+                self.put(d, m, &bits);
             }
             (Ty::U64, Ty::U32) => {
-                let x = self.words[a as usize];
-                self.put64(d, m, &x.map(u64::from));
+                let (x, mut out) = (&self.words[a as usize], [0; 32]);
+                for i in 0..32 {
+                    out[i] = u64::from(x[i]);
+                }
+                self.put64(d, m, &out);
             }
             (Ty::S64 | Ty::U64, Ty::S32) => {
-                let x = self.words[a as usize];
-                self.put64(d, m, &x.map(|v| i64::from(v as i32) as u64));
+                let (x, mut out) = (&self.words[a as usize], [0; 32]);
+                for i in 0..32 {
+                    out[i] = i64::from(x[i] as i32) as u64;
+                }
+                self.put64(d, m, &out);
             }
             (Ty::U32 | Ty::S32, Ty::U64 | Ty::S64) if !sat => {
-                let x = self.doubles[a as usize];
-                self.put(d, m, &x.map(|v| v as u32));
+                let (x, mut out) = (&self.doubles[a as usize], [0; 32]);
+                for i in 0..32 {
+                    out[i] = x[i] as u32;
+                }
+                self.put(d, m, &out);
             }
             (Ty::F32, Ty::S32) if plain => {
                 let x = self.words[a as usize];
@@ -60,6 +77,15 @@ impl Warp {
             }
             _ => self.cvt_general((to, from), (round, integral, sat), d, a, m),
         }
+    }
+
+    #[inline(always)]
+    fn floats(&self, row: Row) -> [f32; 32] {
+        let (x, mut out) = (&self.words[row as usize], [0f32; 32]);
+        for i in 0..32 {
+            out[i] = f32::from_bits(x[i]);
+        }
+        out
     }
 
     #[inline(never)]
@@ -92,12 +118,12 @@ impl Warp {
 
     #[inline(always)]
     pub(super) fn cvt_pair(&mut self, bf: bool, relu: bool, d: Row, (hi, lo): (Row, Row), m: u32) {
-        let (h, l) = (
-            self.words[hi as usize].map(f32::from_bits),
-            self.words[lo as usize].map(f32::from_bits),
-        );
-        let clamp = |x: f32| if relu && x <= 0.0 { 0.0 } else { x };
-        let (h, l) = (h.map(clamp), l.map(clamp));
+        let (mut h, mut l) = (self.floats(hi), self.floats(lo));
+        if relu {
+            for x in h.iter_mut().chain(&mut l) {
+                *x = if *x <= 0.0 { 0.0 } else { *x };
+            }
+        }
         let mut out: Word = [0; 32];
         if bf {
             for i in 0..32 {

@@ -1,7 +1,7 @@
 //! Loads, stores, atomics, asynchronous copies.
 
 use super::{Block, Copy, Double, Warp, first};
-use crate::counters::{conflicts, sectors};
+use crate::counters::{conflicts, is_run, sectors};
 use crate::fault::{Checked, FaultKind, trouble};
 use crate::ir::{Addr, Atomic, Part, Row, Space, Ty};
 use crate::mem::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW};
@@ -83,8 +83,20 @@ impl Warp {
     ) -> Checked<()> {
         let pc = self.pc;
         let hint = &mut block.hints[pc];
+        let run = is_run(addrs, m, total);
+        // Lanes side by side in one allocation are checked once.
+        let whole = run && addrs[first(m)].is_multiple_of(total);
+        let span = total * u64::from(m.count_ones());
+        let found = if whole {
+            block.global.find(addrs[first(m)], span, hint)
+        } else {
+            None
+        };
         for lane in lanes(m) {
-            let (a, at) = block.global.checked(addrs[lane], total, lane, hint)?;
+            let (a, at) = match found {
+                Some(a) => (a, addrs[lane] - a.base),
+                None => block.global.checked(addrs[lane], total, lane, hint)?,
+            };
             if !a.read(at, total, &mut cells[lane]) {
                 return trouble(
                     FaultKind::Uninitialised,
@@ -93,7 +105,7 @@ impl Warp {
                 );
             }
         }
-        let (moved, needed) = sectors(addrs, m, total);
+        let (moved, needed) = sectors(addrs, m, total, run);
         let c = &mut block.counts[pc];
         c.global_requests += 1;
         c.sectors_moved += moved;
@@ -174,7 +186,7 @@ impl Warp {
                             .checked(addrs[lane], total, lane, &mut block.hints[pc])?;
                     a.write(at, total, &cell);
                 }
-                let (moved, needed) = sectors(&addrs, m, total);
+                let (moved, needed) = sectors(&addrs, m, total, is_run(&addrs, m, total));
                 let c = &mut block.counts[pc];
                 c.global_requests += 1;
                 c.sectors_moved += moved;
@@ -345,7 +357,7 @@ impl Warp {
             };
         }
         if space == Space::Global {
-            let (moved, needed) = sectors(&addrs, m, bytes);
+            let (moved, needed) = sectors(&addrs, m, bytes, is_run(&addrs, m, bytes));
             let c = &mut block.counts[self.pc];
             c.global_requests += 1;
             c.sectors_moved += moved;
@@ -427,7 +439,7 @@ impl Warp {
         }
         self.count_shared(&to, bytes, m, block);
         if touched != 0 {
-            let (moved, needed) = sectors(&from, touched, bytes);
+            let (moved, needed) = sectors(&from, touched, bytes, is_run(&from, touched, bytes));
             let c = &mut block.counts[self.pc];
             c.global_requests += 1;
             c.sectors_moved += moved;
@@ -468,12 +480,13 @@ impl Warp {
                 };
                 let at = c.src - a.base;
                 let mut whole = true;
-                for w in 0..c.size.div_ceil(4) {
-                    let mut cell = [0; 4];
-                    let n = (c.size - 4 * w).min(4);
-                    for b in 0..n {
-                        whole &= a.read(at + 4 * w + b, 1, &mut cell);
-                        value[w as usize] |= cell[0] << (8 * b);
+                if c.size == c.bytes {
+                    whole = a.read(at, c.size, &mut value);
+                } else {
+                    for i in 0..c.size {
+                        let mut byte = [0; 4];
+                        whole &= a.read(at + i, 1, &mut byte);
+                        value[(i / 4) as usize] |= byte[0] << (8 * (i % 4));
                     }
                 }
                 if !whole {

@@ -94,45 +94,60 @@ pub(crate) struct Setup {
 }
 
 impl Warp {
-    pub fn new(kernel: &Kernel, index: usize, setup: &Setup, globals: &[u64]) -> Warp {
-        let total = setup.threads.iter().product::<u32>() as usize;
-        let lanes = (total - 32 * index).min(32);
-        let live = if lanes == 32 {
-            u32::MAX
-        } else {
-            (1 << lanes) - 1
-        };
-        let mut w = Warp {
+    /// A warp's registers and constants; [`begin`](Self::begin) must follow.
+    pub fn new(kernel: &Kernel, index: usize, globals: &[u64]) -> Warp {
+        let mut warp = Warp {
             index,
             words: vec![[0; 32]; kernel.words.count],
             doubles: vec![[0; 32]; kernel.doubles.count],
             preds: vec![0; kernel.preds],
             local: Local::new(kernel.local_bytes),
-            paths: vec![Path {
-                pc: 0,
-                mask: live,
-                join: END,
-            }],
-            born: live,
-            live,
+            paths: vec![],
+            born: 0,
+            live: 0,
             sync: 0,
             copies: vec![],
             groups: [0; 32],
             pc: 0,
         };
+        // Nothing writes these rows, so they hold for every block.
         for (row, value) in &kernel.words.constants {
-            w.words[*row as usize] = [*value; 32];
+            warp.words[*row as usize] = [*value; 32];
         }
         for (row, value) in &kernel.doubles.constants {
-            w.doubles[*row as usize] = [*value; 32];
+            warp.doubles[*row as usize] = [*value; 32];
         }
         for (row, global) in &kernel.global_rows {
-            w.doubles[*row as usize] = [globals[*global]; 32];
+            warp.doubles[*row as usize] = [globals[*global]; 32];
         }
+        warp
+    }
+
+    /// Stands at the first instruction of a block. Registers keep what the block before left: to
+    /// read one before writing it is undefined in PTX.
+    pub fn begin(&mut self, kernel: &Kernel, setup: &Setup) {
+        let total = setup.threads.iter().product::<u32>() as usize;
+        let lanes = (total - 32 * self.index).min(32);
+        self.born = if lanes == 32 {
+            u32::MAX
+        } else {
+            (1 << lanes) - 1
+        };
+        self.live = self.born;
+        self.local.reset();
+        self.paths.clear();
+        self.paths.push(Path {
+            pc: 0,
+            mask: self.born,
+            join: END,
+        });
+        self.sync = 0;
+        self.copies.clear();
+        self.groups = [0; 32];
+        self.pc = 0;
         for (special, row) in &kernel.specials {
-            w.words[*row as usize] = array::from_fn(|lane| w.special(*special, lane, setup));
+            self.words[*row as usize] = array::from_fn(|lane| self.special(*special, lane, setup));
         }
-        w
     }
 
     fn special(&self, special: Special, lane: usize, s: &Setup) -> u32 {
@@ -160,11 +175,7 @@ impl Warp {
 
     /// Runs until every lane has returned or all stand at a barrier.
     pub fn run(&mut self, block: &mut Block<'_>) -> Checked<Stop> {
-        let arch = pulp::Arch::new();
-        arch.dispatch(
-            #[inline(always)]
-            || self.run_here(block),
-        )
+        pulp::Arch::new().dispatch(Dispatch { warp: self, block })
     }
 
     #[inline(always)]
@@ -289,14 +300,19 @@ impl Warp {
 
     #[inline(always)]
     fn addresses(&self, a: &Addr) -> [u64; 32] {
-        let offset = a.offset as u64;
+        let mut out = [0; 32];
         if a.wide {
             let row = &self.doubles[a.row as usize];
-            array::from_fn(|i| row[i].wrapping_add(offset))
+            for i in 0..32 {
+                out[i] = row[i].wrapping_add(a.offset as u64);
+            }
         } else {
             let row = &self.words[a.row as usize];
-            array::from_fn(|i| u64::from(row[i].wrapping_add(offset as u32)))
+            for i in 0..32 {
+                out[i] = u64::from(row[i].wrapping_add(a.offset as u32));
+            }
         }
+        out
     }
 
     /// Writes a row in the active lanes.
@@ -338,6 +354,21 @@ impl Warp {
     fn pred(&self, p: Row, negated: bool) -> u32 {
         let value = self.preds[p as usize];
         if negated { !value } else { value }
+    }
+}
+
+/// [`Warp::run_here`], compiled for the best instruction set of this machine.
+struct Dispatch<'w, 'b, 'c> {
+    warp: &'w mut Warp,
+    block: &'b mut Block<'c>,
+}
+
+impl pulp::WithSimd for Dispatch<'_, '_, '_> {
+    type Output = Checked<Stop>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Checked<Stop> {
+        self.warp.run_here(self.block)
     }
 }
 

@@ -18,6 +18,12 @@ impl Local {
         }
     }
 
+    /// Another block begins.
+    pub fn reset(&mut self) {
+        self.words.fill(0xFFFF_FFFF);
+        self.init.fill(0);
+    }
+
     /// Words of the access, or what is wrong with it.
     pub fn read(
         &self,
