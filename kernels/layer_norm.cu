@@ -171,16 +171,18 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
         }
     }
     if constexpr (PARAMS) {
-        __shared__ float sums[2][VECS * 256];
+        // Column 256 i + 8 lane + j at (8 i + j, lane): with rows of 36 no bank is hit twice, neither
+        // by lanes nor by columns.
+        __shared__ float sums[2][VECS * 8][36];
         for (int turn = 0; turn < WARPS; ++turn) {
             if (turn == warp) {
 #pragma unroll
                 for (int i = 0; i < VECS; ++i) {
 #pragma unroll
                     for (int j = 0; j < 8; ++j) {
-                        int col = (i * 32 + lane) * 8 + j;
-                        sums[0][col] = (turn ? sums[0][col] : 0.f) + dw[i][j];
-                        sums[1][col] = (turn ? sums[1][col] : 0.f) + db[i][j];
+                        int k = i * 8 + j;
+                        sums[0][k][lane] = (turn ? sums[0][k][lane] : 0.f) + dw[i][j];
+                        sums[1][k][lane] = (turn ? sums[1][k][lane] : 0.f) + db[i][j];
                     }
                 }
             }
@@ -188,8 +190,9 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
         }
         float* part = partials + (long long)blockIdx.x * 2 * C;
         for (int col = threadIdx.x; col < C; col += 32 * WARPS) {
-            part[col] = sums[0][col];
-            part[C + col] = sums[1][col];
+            int k = col / 256 * 8 + col % 8, at = col % 256 / 8;
+            part[col] = sums[0][k][at];
+            part[C + col] = sums[1][k][at];
         }
     }
 }

@@ -98,7 +98,7 @@ template <Table TABLE>
 __forceinline__ __device__ void project(__half* out, const __half* inp, const __half* table,
                                         const StepParams* step, int rows, int K, int Rp, int ld_inp,
                                         int ld_table, float scale) {
-    __shared__ float sums[4][16][8];
+    __shared__ float sums[4][16][9];   // 9: the rows of a column lie in different banks
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     int n_rows = step->n_rows[rows], row0 = blockIdx.x * 16, n = blockIdx.y * 8 + g;
     if (row0 >= n_rows) return;
@@ -208,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(128) lora_linear_backward_small_f16
 extern "C" __global__ void __launch_bounds__(256) lora_linear_backward_params_f16(
     float* grad, const __half* x, const __half* coeff, const StepParams* step, int rows, int N,
     int R, int Rp, int ld_x, int stride_r, int stride_n, float scale) {
-    __shared__ float sums[8][8][32];
+    __shared__ float sums[8][8][36];   // 36: no bank is hit twice, whichever way it is read
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n = blockIdx.x * 32 + lane % 4 * 8;
     unsigned start = step->members()[blockIdx.z].rows[rows][0];
     unsigned end = step->members()[blockIdx.z].rows[rows][1];
@@ -236,11 +236,14 @@ extern "C" __global__ void __launch_bounds__(256) lora_linear_backward_params_f1
             if (lane < 4) sums[warp][i][lane * 8 + j] = acc[i][j];
         }
     __syncthreads();
-    int i = threadIdx.x / 32, r = blockIdx.y * 8 + i;
-    n = blockIdx.x * 32 + lane;
+    // Neighbours in memory to neighbouring threads: dB has r innermost, dA has n.
+    bool r_first = stride_r == 1;
+    int i = r_first ? threadIdx.x % 8 : warp, col = r_first ? threadIdx.x / 8 : lane;
+    int r = blockIdx.y * 8 + i;
+    n = blockIdx.x * 32 + col;
     if (r >= R || n >= N) return;
     float sum = 0.f;
-    for (int w = 0; w < 8; ++w) sum += sums[w][i][lane];
+    for (int w = 0; w < 8; ++w) sum += sums[w][i][col];
     grad[(long long)blockIdx.z * R * N + (long long)r * stride_r + (long long)n * stride_n] +=
         scale * sum;
 }

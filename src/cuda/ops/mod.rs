@@ -123,7 +123,7 @@ impl Check {
                 ld,
             },
         )?;
-        self.that(t.ld >= t.cols && t.ld % 8 == 0, || {
+        self.that(t.ld >= t.cols && t.ld.is_multiple_of(8), || {
             format!(
                 "rows of {name} are {} apart, expected a multiple of 8 from {}",
                 t.ld, t.cols
@@ -176,9 +176,10 @@ impl Check {
                 (want.members, want.rows, want.cols, want.ld)
             )
         })?;
-        self.that(t.ptr.0 % 16 == 0 && t.ptr != DevicePtr::NULL, || {
-            format!("{name} is at {:#x}, expected a multiple of 16", t.ptr.0)
-        })
+        self.that(
+            t.ptr.0.is_multiple_of(16) && t.ptr != DevicePtr::NULL,
+            || format!("{name} is at {:#x}, expected a multiple of 16", t.ptr.0),
+        )
     }
 
     fn that(self, ok: bool, reason: impl FnOnce() -> String) -> Result<()> {
