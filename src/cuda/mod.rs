@@ -7,6 +7,8 @@ pub mod check;
 pub mod embedded;
 pub mod gpu;
 pub mod installed;
+pub mod ops;
+pub mod step_params;
 pub mod vm;
 
 use crate::error::Error;
