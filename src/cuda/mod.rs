@@ -7,6 +7,8 @@ pub mod check;
 pub mod embedded;
 pub mod gpu;
 pub mod installed;
+pub mod ops;
+pub mod step_params;
 pub mod vm;
 
 use crate::error::Error;
@@ -115,6 +117,20 @@ pub enum Arg {
     U64(u64),
     /// `float`
     F32(f32),
+}
+
+impl Arg {
+    /// As it lies in the kernel's argument space.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Arg::Ptr(p) => p.0.to_le_bytes().into(),
+            Arg::I32(x) => x.to_le_bytes().into(),
+            Arg::U32(x) => x.to_le_bytes().into(),
+            Arg::I64(x) => x.to_le_bytes().into(),
+            Arg::U64(x) => x.to_le_bytes().into(),
+            Arg::F32(x) => x.to_le_bytes().into(),
+        }
+    }
 }
 
 /// A device with one queue of work. Calls return before the work is done, except

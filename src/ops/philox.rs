@@ -180,7 +180,7 @@ impl RowKey {
 impl Dropout {
     /// A number is kept where its word is at least this.
     #[inline(always)]
-    fn threshold(&self) -> u32 {
+    pub(crate) fn threshold(&self) -> u32 {
         (f64::from(self.p) * 4_294_967_296.0) as u32
     }
 

@@ -1,0 +1,259 @@
+// Residual, dropout and layer norm in one (post-LN transformers).
+//
+// Computes  z = resid + drop(inp),  out = (z - mean) rstd weight + bias,  rstd = (var + eps)^-1/2.
+//           With xhat = (z - mean) rstd, d = dout weight:
+//           dz = rstd (d - mean(d) - xhat mean(d xhat)),  dinp = drop(dz),
+//           dweight = sum of dout xhat,  dbias = sum of dout over a member's rows.
+// Arguments inp resid z out dout dz dinp (T, C) f16; stats (T, 2) f32: mean, rstd; weight bias
+//           (C) or (G, C) f16 or f32, dweight dbias (G, C) f32; partials (chunks, 2, C) f32;
+//           step StepParams, tokens (T) TokenParams.
+// Layout    Rows of (T, C) lie `ld` halves apart, a multiple of 8 and at least C, 16-byte aligned;
+//           columns C..ld are zero where read and written as zero. z may be inp, dz may be dout.
+// Writes    = z, stats, out, dz, dinp (null: not wanted), partials; += dweight, dbias.
+// Source    Ba, Kiros and Hinton, "Layer normalization" (2016); dropout by Philox counters.
+#include "philox.cuh"
+#include "step_params.cuh"
+#include "vec.cuh"
+
+namespace {
+
+constexpr int WARPS = 8;
+
+// Weight or bias of the op: one vector, or one a member `stride` numbers apart.
+struct Param {
+    const void* data;
+    bool is_half;
+    long long stride;
+};
+
+// Eight numbers from `col` on, zero past C. f32 vectors of members need not be 16-byte aligned.
+__forceinline__ __device__ void load_param(float* w, const Param& p, unsigned member, int col,
+                                           int C) {
+    long long at = p.stride * member + col;
+    const __half* h = static_cast<const __half*>(p.data) + at;
+    const float* f = static_cast<const float*>(p.data) + at;
+    bool whole = col + 8 <= C;
+    if (p.is_half && whole && p.stride % 8 == 0) {
+        unpack8(w, load16(h));
+    } else if (!p.is_half && whole && p.stride % 4 == 0) {
+        float4 a = *reinterpret_cast<const float4*>(f), b = *reinterpret_cast<const float4*>(f + 4);
+        w[0] = a.x; w[1] = a.y; w[2] = a.z; w[3] = a.w;
+        w[4] = b.x; w[5] = b.y; w[6] = b.z; w[7] = b.w;
+    } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+            w[j] = col + j >= C ? 0.f : p.is_half ? __half2float(h[j]) : f[j];
+    }
+}
+
+// One warp a row, VECS times 8 columns a lane: the row stays in registers.
+template <int VECS>
+__forceinline__ __device__ void forward(__half* out, __half* z, float* stats, const __half* inp,
+                                        const __half* resid, Param weight, Param bias,
+                                        const StepParams* step, const TokenParams* tokens, int C,
+                                        int ld, float eps, Dropout drop) {
+    int lane = threadIdx.x % 32;
+    unsigned row = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= step->n_rows[TOKENS]) return;
+    TokenParams token = tokens[row];
+    const MemberParams& member = step->members()[token.member];
+    long long first = (long long)row * ld;
+    float x[VECS][8], sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+        float r[8];
+        unpack8(x[i], load16(inp + first + col));
+        unpack8(r, load16(resid + first + col));
+        if (drop.threshold)
+            drop8(x[i], drop, member.seed, member.step, token.what, token.place, col);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[i][j] += r[j];
+        // Rounded first, so that the gradient sees the same z.
+        uint4 packed = pack8(x[i]);
+        unpack8(x[i], packed);
+        store16(z + first + col, packed);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum += col + j < C ? x[i][j] : 0.f;
+    }
+    float mean = warp_sum(sum) / C, square = 0.f;
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            float d = x[i][j] - mean;
+            square += col + j < C ? d * d : 0.f;
+        }
+    }
+    float rstd = 1.f / sqrtf(warp_sum(square) / C + eps);
+    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = make_float2(mean, rstd);
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+        float w[8], b[8];
+        load_param(w, weight, token.member, col, C);
+        load_param(b, bias, token.member, col, C);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) w[j] = fmaf((x[i][j] - mean) * rstd, w[j], b[j]);
+        store16(out + first + col, pack8(w));
+    }
+}
+
+// One block a chunk of a member's rows, one warp a row; a lane keeps the sums of its columns over
+// its rows, and the warps add theirs one after the other: the order is fixed by the row's place in
+// its member.
+template <int VECS, bool PARAMS>
+__forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partials,
+                                         const __half* dout, const __half* z, const float* stats,
+                                         Param weight, const StepParams* step,
+                                         const TokenParams* tokens, int C, int ld, Dropout drop) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int g = find_member(step, blockIdx.x,
+                        [](const MemberParams& m) { return m.chunk_start; });
+    const MemberParams& member = step->members()[g];
+    unsigned start = member.rows[TOKENS][0] + (blockIdx.x - member.chunk_start) * CHUNK;
+    if (start >= member.rows[TOKENS][1]) return;
+    unsigned end = min(start + CHUNK, member.rows[TOKENS][1]);
+    float dw[VECS][8] = {}, db[VECS][8] = {};
+    for (unsigned row = start + warp; row < end; row += WARPS) {
+        long long first = (long long)row * ld;
+        float2 stat = *reinterpret_cast<const float2*>(stats + 2 * (long long)row);
+        float mean = stat.x, rstd = stat.y, s1 = 0.f, s2 = 0.f;
+        uint4 dv[VECS], zv[VECS];
+#pragma unroll
+        for (int i = 0; i < VECS; ++i) {
+            int col = (i * 32 + lane) * 8;
+            if (col >= ld) continue;
+            dv[i] = load16(dout + first + col);
+            zv[i] = load16(z + first + col);
+        }
+#pragma unroll
+        for (int i = 0; i < VECS; ++i) {
+            int col = (i * 32 + lane) * 8;
+            if (col >= ld) continue;
+            float d[8], x[8], w[8];
+            unpack8(d, dv[i]);
+            unpack8(x, zv[i]);
+            load_param(w, weight, g, col, C);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                float xhat = (x[j] - mean) * rstd;
+                if (PARAMS) dw[i][j] = fmaf(d[j], xhat, dw[i][j]), db[i][j] += d[j];
+                s1 += d[j] * w[j];
+                s2 = fmaf(d[j] * w[j], xhat, s2);
+            }
+        }
+        s1 = warp_sum(s1) / C;
+        s2 = warp_sum(s2) / C;
+        TokenParams token = tokens[row];
+#pragma unroll
+        for (int i = 0; i < VECS; ++i) {
+            int col = (i * 32 + lane) * 8;
+            if (col >= ld) continue;
+            float d[8], x[8], w[8];
+            unpack8(d, dv[i]);
+            unpack8(x, zv[i]);
+            load_param(w, weight, g, col, C);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                float dx = rstd * (d[j] * w[j] - s1 - (x[j] - mean) * rstd * s2);
+                d[j] = col + j < C ? dx : 0.f;
+            }
+            store16(dz + first + col, pack8(d));
+            if (!dinp) continue;
+            if (drop.threshold)
+                drop8(d, drop, member.seed, member.step, token.what, token.place, col);
+            store16(dinp + first + col, pack8(d));
+        }
+    }
+    if constexpr (PARAMS) {
+        // Column 256 i + 8 lane + j at (8 i + j, lane): with rows of 36 no bank is hit twice, neither
+        // by lanes nor by columns.
+        __shared__ float sums[2][VECS * 8][36];
+        for (int turn = 0; turn < WARPS; ++turn) {
+            if (turn == warp) {
+#pragma unroll
+                for (int i = 0; i < VECS; ++i) {
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) {
+                        int k = i * 8 + j;
+                        sums[0][k][lane] = (turn ? sums[0][k][lane] : 0.f) + dw[i][j];
+                        sums[1][k][lane] = (turn ? sums[1][k][lane] : 0.f) + db[i][j];
+                    }
+                }
+            }
+            __syncthreads();
+        }
+        float* part = partials + (long long)blockIdx.x * 2 * C;
+        for (int col = threadIdx.x; col < C; col += 32 * WARPS) {
+            int k = col / 256 * 8 + col % 8, at = col % 256 / 8;
+            part[col] = sums[0][k][at];
+            part[C + col] = sums[1][k][at];
+        }
+    }
+}
+
+}  // namespace
+
+// Grid: ceil(T / 8) of the bucket; block: 256, one warp a row. C at most 1024.
+extern "C" __global__ void __launch_bounds__(256) layer_norm_forward_f16(
+    __half* out, __half* z, float* stats, const __half* inp, const __half* resid,
+    const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens, int C,
+    int ld, int param_is_half, long long weight_stride, long long bias_stride, float eps,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    forward<4>(out, z, stats, inp, resid, {weight, bool(param_is_half & 1), weight_stride},
+               {bias, bool(param_is_half & 2), bias_stride}, step, tokens, C, ld, eps,
+               {drop_threshold, drop_scale, drop_site});
+}
+
+// Trainable weight or bias: fills partials too.
+// Grid: ceil(T / 32) of the bucket + G; block: 256. C at most 1024.
+extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_f16(
+    __half* dz, __half* dinp, float* partials, const __half* dout, const __half* z,
+    const float* stats, const void* weight, const StepParams* step, const TokenParams* tokens,
+    int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
+    float drop_scale, unsigned drop_site) {
+    backward<4, true>(dz, dinp, partials, dout, z, stats,
+                      {weight, bool(param_is_half & 1), weight_stride}, step, tokens, C, ld,
+                      {drop_threshold, drop_scale, drop_site});
+}
+
+// Frozen weight and bias. Geometry as above.
+extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_frozen_f16(
+    __half* dz, __half* dinp, const __half* dout, const __half* z,
+    const float* stats, const void* weight, const StepParams* step, const TokenParams* tokens,
+    int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
+    float drop_scale, unsigned drop_site) {
+    backward<4, false>(dz, dinp, nullptr, dout, z, stats,
+                      {weight, bool(param_is_half & 1), weight_stride}, step, tokens, C, ld,
+                      {drop_threshold, drop_scale, drop_site});
+}
+
+// Adds a member's partials, eight runs of chunks side by side, to dweight and dbias (either null).
+// Grid: (ceil(C / 32), G); block: (32, 8).
+extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_params_f32(
+    float* dweight, float* dbias, const float* partials, const StepParams* step, int C) {
+    __shared__ float sums[2][8][32];
+    const MemberParams& member = step->members()[blockIdx.y];
+    unsigned rows = member.rows[TOKENS][1] - member.rows[TOKENS][0];
+    if (rows == 0) return;
+    int x = threadIdx.x, y = threadIdx.y, col = blockIdx.x * 32 + x;
+    float dw = 0.f, db = 0.f;
+    for (unsigned k = y; k < (rows + CHUNK - 1) / CHUNK && col < C; k += 8) {
+        const float* part = partials + (long long)(member.chunk_start + k) * 2 * C;
+        dw += part[col];
+        db += part[C + col];
+    }
+    sums[0][y][x] = dw;
+    sums[1][y][x] = db;
+    __syncthreads();
+    float* grad = y == 0 ? dweight : dbias;
+    if (y > 1 || col >= C || !grad) return;
+    float sum = 0.f;
+    for (int k = 0; k < 8; ++k) sum += sums[y][k][x];
+    grad[(long long)blockIdx.y * C + col] += sum;
+}

@@ -1,0 +1,50 @@
+// What changes from step to step, read from device memory so that a captured step can be replayed.
+// Mirrored byte for byte by src/cuda/step_params.rs, which packs it.
+#pragma once
+
+// Rows that an op may run over: the index into StepParams::n_rows and MemberParams::rows.
+enum Rows { TOKENS = 0, SEQS = 1, ITEMS = 2 };
+
+// Tokens of a chunk and items of a tile: sums over rows start at a member's first row.
+constexpr int CHUNK = 32;
+constexpr int ITEM_TILE = 64;
+
+struct alignas(16) MemberParams {
+    unsigned long long seed;   // key of its random numbers
+    unsigned step;             // training step
+    float loss_scale;          // a power of two
+    unsigned rows[3][2];       // first and one past the last, by kind of row
+    unsigned chunk_start;      // chunks of CHUNK tokens of the members before
+    unsigned tile_start;       // tiles of ITEM_TILE items of the members before
+    float weights[3];          // of image-anchor, partner-anchor, image-partner
+    unsigned stop_partner;     // 1: partners take no gradient
+};
+
+// Followed in memory by MemberParams[n_members].
+struct alignas(16) StepParams {
+    unsigned n_rows[3];
+    unsigned n_members;
+    __forceinline__ __device__ const MemberParams* members() const {
+        return reinterpret_cast<const MemberParams*>(this + 1);
+    }
+};
+
+struct alignas(16) TokenParams {
+    unsigned member;
+    unsigned place;   // in its text
+    unsigned what;    // role << 20 | item
+    unsigned seq;
+};
+
+// The last member whose start, as `start(member)` tells it, is at most `idx`; members without rows
+// share the start of the next one and are skipped.
+template <class Start>
+__forceinline__ __device__ int find_member(const StepParams* step, unsigned idx, Start start) {
+    const MemberParams* members = step->members();
+    int low = 0, high = int(step->n_members);
+    while (high - low > 1) {
+        int mid = (low + high) >> 1;
+        if (start(members[mid]) <= idx) low = mid; else high = mid;
+    }
+    return low;
+}

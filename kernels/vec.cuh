@@ -1,0 +1,32 @@
+// Eight f16 at a time between memory (16 bytes) and f32 registers, and sums over a warp.
+#pragma once
+#include <cuda_fp16.h>
+
+__forceinline__ __device__ unsigned pack2(float lo, float hi) {
+    __half2 h = __floats2half2_rn(lo, hi);
+    return *reinterpret_cast<unsigned*>(&h);
+}
+
+__forceinline__ __device__ float2 unpack2(unsigned word) {
+    return __half22float2(*reinterpret_cast<__half2*>(&word));
+}
+
+__forceinline__ __device__ void unpack8(float* x, uint4 v) {
+    float2 a = unpack2(v.x), b = unpack2(v.y), c = unpack2(v.z), d = unpack2(v.w);
+    x[0] = a.x; x[1] = a.y; x[2] = b.x; x[3] = b.y;
+    x[4] = c.x; x[5] = c.y; x[6] = d.x; x[7] = d.y;
+}
+
+__forceinline__ __device__ uint4 pack8(const float* x) {
+    return make_uint4(pack2(x[0], x[1]), pack2(x[2], x[3]), pack2(x[4], x[5]), pack2(x[6], x[7]));
+}
+
+__forceinline__ __device__ uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
+__forceinline__ __device__ void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
+
+// Every lane gets the same bits: each step adds the same two numbers on both sides.
+__forceinline__ __device__ float warp_sum(float x) {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane >>= 1) x += __shfl_xor_sync(~0u, x, lane);
+    return x;
+}

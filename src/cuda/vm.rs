@@ -1,0 +1,255 @@
+//! The PTX virtual machine as a [`Driver`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Instant;
+
+use ptxvm::{Counters, Launch, Machine, Program};
+
+use super::{
+    Arg, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile, KernelId, Result,
+};
+
+pub use ptxvm::Options as VmOptions;
+
+/// Runs kernels in the virtual machine. Launches run at once, so every fault shows at its launch.
+pub struct VmDriver {
+    state: RefCell<State>,
+}
+
+struct State {
+    machine: Machine,
+    /// PTX that stands in for an embedded file's.
+    replaced: HashMap<String, String>,
+    programs: HashMap<&'static str, usize>,
+    loaded: Vec<Program>,
+    /// Program and symbol of each kernel.
+    kernels: Vec<(usize, String)>,
+    events: Vec<Instant>,
+    graphs: Vec<Vec<Work>>,
+    capture: Option<Vec<Work>>,
+    counters: Vec<(String, Counters)>,
+}
+
+/// What a capture notes.
+#[derive(Clone)]
+enum Work {
+    Launch(KernelId, Geometry, Vec<Arg>),
+    Fill(DevicePtr, u8, usize),
+}
+
+impl VmDriver {
+    /// A machine without memory in use.
+    pub fn new(options: VmOptions) -> VmDriver {
+        VmDriver {
+            state: RefCell::new(State {
+                machine: Machine::new(options),
+                replaced: HashMap::new(),
+                programs: HashMap::new(),
+                loaded: vec![],
+                kernels: vec![],
+                events: vec![],
+                graphs: vec![],
+                capture: None,
+                counters: vec![],
+            }),
+        }
+    }
+
+    /// Counters of every launch since the last call, by kernel, in order.
+    pub fn take_counters(&self) -> Vec<(String, Counters)> {
+        std::mem::take(&mut self.state.borrow_mut().counters)
+    }
+
+    /// Runs this PTX wherever a kernel of the file `name` is asked for: an edited kernel is tried
+    /// without a build. Only before the file's first use.
+    pub fn replace(&self, name: &str, ptx: String) {
+        self.state.borrow_mut().replaced.insert(name.into(), ptx);
+    }
+
+    /// Makes memory unwritten again: what a kernel reads of it is a fault.
+    ///
+    /// # Errors
+    /// Outside an allocation.
+    pub fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        state
+            .machine
+            .forget(ptr.0, bytes)
+            .map_err(|e| failed("forget", &e))
+    }
+}
+
+fn failed(call: &str, reason: &dyn std::fmt::Display) -> DriverError {
+    DriverError::Failed {
+        call: call.into(),
+        reason: reason.to_string(),
+    }
+}
+
+impl State {
+    fn not_capturing(&self, call: &str) -> Result<()> {
+        match self.capture {
+            None => Ok(()),
+            Some(_) => Err(failed(call, &"not while capturing")),
+        }
+    }
+
+    fn run(&mut self, work: &Work) -> Result<()> {
+        match work {
+            Work::Fill(ptr, value, bytes) => self
+                .machine
+                .copy_in(ptr.0, &vec![*value; *bytes])
+                .map_err(|e| failed("fill", &e)),
+            Work::Launch(kernel, geometry, args) => {
+                let Some((program, name)) = self.kernels.get(kernel.0) else {
+                    return Err(failed("launch", &"a kernel of another driver"));
+                };
+                let bytes: Vec<Vec<u8>> = args.iter().map(Arg::bytes).collect();
+                let bytes: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+                let launch = Launch {
+                    grid: geometry.grid,
+                    block: geometry.block,
+                    shared_bytes: geometry.shared_bytes,
+                };
+                let counters = self
+                    .machine
+                    .launch(&self.loaded[*program], name, launch, &bytes)
+                    .map_err(|fault| failed(name, &fault))?;
+                self.counters.push((name.clone(), counters));
+                Ok(())
+            }
+        }
+    }
+
+    fn submit(&mut self, work: Work) -> Result<()> {
+        if let Some(list) = &mut self.capture {
+            list.push(work);
+            return Ok(());
+        }
+        self.run(&work)
+    }
+}
+
+impl Driver for VmDriver {
+    fn name(&self) -> String {
+        "PTX virtual machine".into()
+    }
+
+    fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("alloc")?;
+        Ok(DevicePtr(state.machine.alloc(bytes, label)))
+    }
+
+    fn free(&self, ptr: DevicePtr) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("free")?;
+        state.machine.free(ptr.0).map_err(|e| failed("free", &e))
+    }
+
+    fn copy_in(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("copy in")?;
+        state
+            .machine
+            .copy_in(to.0, from)
+            .map_err(|e| failed("copy in", &e))
+    }
+
+    fn copy_out(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
+        let state = self.state.borrow();
+        state.not_capturing("copy out")?;
+        state
+            .machine
+            .copy_out(from.0, to)
+            .map_err(|e| failed("copy out", &e))
+    }
+
+    fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()> {
+        self.state
+            .borrow_mut()
+            .submit(Work::Fill(ptr, value, bytes))
+    }
+
+    fn kernel(&self, file: &KernelFile, name: &str) -> Result<KernelId> {
+        let mut state = self.state.borrow_mut();
+        let program = match state.programs.get(file.name) {
+            Some(i) => *i,
+            None => {
+                let replaced = state.replaced.get(file.name).cloned();
+                let program = state
+                    .machine
+                    .load(replaced.as_deref().unwrap_or(file.ptx))
+                    .map_err(|e| failed(&format!("load of {}", file.name), &e))?;
+                state.loaded.push(program);
+                let i = state.loaded.len() - 1;
+                state.programs.insert(file.name, i);
+                i
+            }
+        };
+        if !state.loaded[program].kernels().any(|k| k == name) {
+            return Err(failed("kernel", &format!("{} has no {name}", file.name)));
+        }
+        let known = state
+            .kernels
+            .iter()
+            .position(|(p, k)| *p == program && k == name);
+        Ok(KernelId(known.unwrap_or_else(|| {
+            state.kernels.push((program, name.into()));
+            state.kernels.len() - 1
+        })))
+    }
+
+    fn launch(&self, kernel: KernelId, geometry: Geometry, args: &[Arg]) -> Result<()> {
+        self.state
+            .borrow_mut()
+            .submit(Work::Launch(kernel, geometry, args.to_vec()))
+    }
+
+    fn record(&self) -> Result<EventId> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("record")?;
+        state.events.push(Instant::now());
+        Ok(EventId(state.events.len() - 1))
+    }
+
+    fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
+        let state = self.state.borrow();
+        match (state.events.get(from.0), state.events.get(to.0)) {
+            (Some(a), Some(b)) => Ok(b.saturating_duration_since(*a).as_secs_f32() * 1e3),
+            _ => Err(failed("elapsed", &"an event of another driver")),
+        }
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("begin of a capture")?;
+        state.capture = Some(vec![]);
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId> {
+        let mut state = self.state.borrow_mut();
+        match state.capture.take() {
+            Some(list) => {
+                state.graphs.push(list);
+                Ok(GraphId(state.graphs.len() - 1))
+            }
+            None => Err(failed("end of a capture", &"none is under way")),
+        }
+    }
+
+    fn replay(&self, graph: GraphId) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("replay")?;
+        let Some(list) = state.graphs.get(graph.0).cloned() else {
+            return Err(failed("replay", &"a graph of another driver"));
+        };
+        list.iter().try_for_each(|work| state.run(work))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.state.borrow().not_capturing("synchronize")
+    }
+}

@@ -1,0 +1,52 @@
+//! CUDA kernels against plain f64 loops on the same f16 numbers, in the PTX virtual machine, or on
+//! a GPU with `CROSSTUNE_TEST_DEVICE=cuda:0`.
+#![cfg(feature = "cuda")]
+
+#[path = "kernels/contrastive.rs"]
+mod contrastive;
+#[path = "kernels/counters.rs"]
+mod counters;
+#[path = "kernels/gelu.rs"]
+mod gelu;
+#[path = "kernels/layer_norm.rs"]
+mod layer_norm;
+#[path = "kernels/lora_linear.rs"]
+mod lora_linear;
+#[path = "kernels/resources.rs"]
+mod resources;
+#[path = "kernels/rig.rs"]
+mod rig;
+
+/// Limits of an output against the reference in f64, member by member.
+pub struct Limit {
+    name: &'static str,
+    /// |got - want| / (level + |want|), level the larger of 0.01 and the root mean square.
+    error: f64,
+    /// Squared error over squared level.
+    nmse: f64,
+}
+
+/// Name, error (measured), NMSE (measured): in the virtual machine, all shapes of these tests. f16
+/// rounds to 4.9e-4 of a number.
+#[rustfmt::skip]
+pub const LIMITS: &[Limit] = &[
+    Limit { name: "layer_norm.z",         error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 5.9e-8
+    Limit { name: "layer_norm.stats",     error: 2e-3, nmse: 2e-7  }, // 4.2e-4, 3.2e-8
+    Limit { name: "layer_norm.out",       error: 4e-3, nmse: 7e-7  }, // 8.4e-4, 1.6e-7
+    Limit { name: "layer_norm.dz",        error: 8e-3, nmse: 5e-7  }, // 1.8e-3, 1.2e-7
+    Limit { name: "layer_norm.dinp",      error: 8e-3, nmse: 4e-7  }, // 1.9e-3, 8.5e-8
+    Limit { name: "layer_norm.dweight",   error: 4e-3, nmse: 4e-7  }, // 8.3e-4, 8.6e-8
+    Limit { name: "layer_norm.dbias",     error: 2e-7, nmse: 2e-15 }, // 4.5e-8, 3.8e-16
+    Limit { name: "lora_linear.u",        error: 2e-3, nmse: 3e-7  }, // 3.2e-4, 5.7e-8
+    Limit { name: "lora_linear.out",      error: 2e-3, nmse: 4e-7  }, // 3.9e-4, 9.3e-8
+    Limit { name: "lora_linear.act",      error: 2e-3, nmse: 3e-7  }, // 4.2e-4, 5.1e-8
+    Limit { name: "lora_linear.v",        error: 2e-3, nmse: 3e-7  }, // 3.2e-4, 6.4e-8
+    Limit { name: "lora_linear.dinp",     error: 2e-3, nmse: 3e-7  }, // 3.7e-4, 5.3e-8
+    Limit { name: "lora_linear.dlora_a",  error: 4e-3, nmse: 2e-7  }, // 8.1e-4, 4.4e-8
+    Limit { name: "lora_linear.dlora_b",  error: 4e-3, nmse: 8e-6  }, // 8.1e-4, 1.8e-6
+    Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
+    Limit { name: "contrastive.loss",     error: 4e-5, nmse: 4e-10 }, // 9.1e-6, 8.5e-11
+    Limit { name: "contrastive.lse",      error: 2e-6, nmse: 7e-13 }, // 3.7e-7, 1.6e-13
+    Limit { name: "contrastive.dtext",    error: 3e-2, nmse: 4e-6  }, // 5.5e-3, 8.6e-7
+    Limit { name: "contrastive.dimage",   error: 2e-2, nmse: 3e-6  }, // 3.5e-3, 5.7e-7
+];

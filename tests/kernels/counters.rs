@@ -1,0 +1,72 @@
+//! What the virtual machine counts, exactly: sectors moved for nothing, bank conflicts, matrix FLOPs.
+
+use crosstune::cuda::ops::lora_linear::Tile;
+use crosstune::ops::contrastive::Pair;
+use crosstune::text::pack::Rows;
+
+use crate::contrastive::Loss;
+use crate::gelu::Gelu;
+use crate::layer_norm::{Norm, Params};
+use crate::lora_linear::layer;
+use crate::rig::*;
+
+/// Asserts that no launch of a case moves more than `sectors` times what its bytes fill, nor has
+/// more than `conflicts` bank conflicts a shared request.
+fn frugal(case: &dyn Case, members: &[Member], (sectors, conflicts): (f64, f64)) {
+    for (kernel, c) in counted(case, members) {
+        let t = c.total;
+        let moved = t.sectors_moved as f64 / t.sectors_needed as f64;
+        let passes = t.bank_conflicts as f64 / t.shared_requests.max(1) as f64;
+        println!("{kernel}: {moved:.2} of the sectors needed, {passes:.3} conflicts a request");
+        assert!(moved <= sectors, "{case:?}: {kernel} {moved}");
+        assert!(passes <= conflicts, "{case:?}: {kernel} {passes}");
+    }
+}
+
+#[test]
+fn memory_bound_kernels_move_what_they_need() {
+    let norm = |params, drop| Norm {
+        c: 768,
+        params,
+        drop,
+        in_place: false,
+    };
+    frugal(&norm(Params::FrozenF16, Some(0.1)), REAL, (1.0, 0.0));
+    // f32 weights are read in two halves of 16 bytes, the second from L1.
+    frugal(&norm(Params::PerMember, None), REAL, (1.6, 0.0));
+    let gelu = Gelu {
+        c: 768,
+        in_place: false,
+    };
+    frugal(&gelu, REAL, (1.0, 0.0));
+}
+
+/// The little that is moved in vain is low-rank: rows of 16 bytes.
+#[test]
+fn products_have_no_bank_conflicts() {
+    for tile in [Tile::Small, Tile::Large] {
+        frugal(&layer(256, 256, 8, tile), REAL, (1.35, 0.35));
+    }
+    let loss = Loss {
+        pair: Pair::ImageAnchor,
+        e: 512,
+        dimage: false,
+    };
+    frugal(&loss, &[Member(128, false, 1, 1)], (1.1, 0.0));
+}
+
+/// Whole tiles of 64 tokens, K and one step of 16 for the branch, and not one instruction more.
+#[test]
+fn products_do_only_what_they_must() {
+    let flops: Vec<u64> = counted(&layer(256, 256, 8, Tile::Small), REAL)
+        .iter()
+        .filter(|(kernel, _)| kernel == "lora_linear_forward_small_f16")
+        .map(|(_, c)| c.total.matrix_flops)
+        .collect();
+    let rows = World::new(REAL).count(Rows::Tokens).next_multiple_of(64) as u64;
+    let want = 2 * rows * 256 * (256 + 16);
+    assert!(
+        flops.iter().all(|f| *f <= want),
+        "{flops:?}, at most {want}"
+    );
+}

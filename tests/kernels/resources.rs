@@ -1,0 +1,27 @@
+//! What the compiler says of the kernels.
+
+use crosstune::cuda::embedded::FILES;
+
+#[test]
+fn no_kernel_spills() {
+    for file in FILES {
+        let resources = file.resources();
+        assert!(!resources.is_empty(), "{}", file.name);
+        for r in resources {
+            assert_eq!((r.spill_store_bytes, r.spill_load_bytes), (0, 0), "{r:?}");
+        }
+    }
+}
+
+/// A kernel whose name says f16 and which moves rows does it in 16 bytes at a time.
+#[test]
+fn activations_move_in_16_bytes() {
+    for file in FILES {
+        assert!(
+            file.ptx.contains("ld.global.v4") || file.ptx.contains("cp.async"),
+            "{}",
+            file.name
+        );
+        assert!(file.ptx.contains("st.global.v4"), "{}", file.name);
+    }
+}

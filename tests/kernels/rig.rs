@@ -1,0 +1,489 @@
+//! A rig for kernels: a device, steps of several members, buffers by name, and the checks that
+//! every op goes through.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+use bytemuck::cast_slice;
+use crosstune::cuda::gpu::GpuDriver;
+use crosstune::cuda::ops::{Context, DeviceTensor};
+use crosstune::cuda::step_params::StepBuffer;
+use crosstune::cuda::vm::{VmDriver, VmOptions};
+use crosstune::cuda::{DevicePtr, Driver, Result};
+use crosstune::exec::{LossWeights, MemberStep};
+use crosstune::graph::Bucket;
+use crosstune::ops::philox::Stream;
+use crosstune::tensor::Dtype;
+use crosstune::text::pack::{Batch, MemberTexts, Rows, Text};
+use half::f16;
+use ptxvm::Counters;
+
+use crate::LIMITS;
+
+/// The least level of a tensor's numbers that an error is measured by.
+const LEVEL: f64 = 0.01;
+
+/// A member of a step: items, whether they have partners, the longest text, and its seed, which
+/// names all its numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Member(pub usize, pub bool, pub usize, pub u64);
+
+pub const ONE: &[Member] = &[Member(1, false, 1, 1)];
+pub const ALONE: &[Member] = &[Member(3, true, 9, 2)];
+/// The second has no texts, the third more rows than a chunk and a tile.
+pub const SEVERAL: &[Member] = &[
+    Member(2, true, 5, 3),
+    Member(0, false, 1, 4),
+    Member(5, true, 31, 5),
+    Member(7, false, 3, 6),
+];
+/// About 200 tokens.
+pub const REAL: &[Member] = &[Member(5, true, 40, 7)];
+
+/// A step.
+pub struct World {
+    pub batch: Batch,
+    pub steps: Vec<MemberStep>,
+    pub seeds: Vec<u64>,
+}
+
+impl World {
+    pub fn new(members: &[Member]) -> World {
+        let ids = vec![7u32; 512];
+        let text = |m: &Member, role: u8, item: usize| {
+            let len = 1 + (m.3 as usize * 31 + item * 17 + role as usize * 5 + m.2 - 1) % m.2;
+            Text {
+                ids: &ids[..len],
+                role,
+                item: item as u32,
+            }
+        };
+        let texts: Vec<MemberTexts<'_>> = members
+            .iter()
+            .map(|m| MemberTexts {
+                anchors: (0..m.0).map(|i| text(m, 0, i)).collect(),
+                partners: (0..if m.1 { m.0 } else { 0 })
+                    .map(|i| text(m, 1, i))
+                    .collect(),
+            })
+            .collect();
+        let step = |m: &Member| MemberStep {
+            seed: 0x1234_5678_9abc * m.3,
+            step: 7 + m.3 as u32,
+            weights: LossWeights {
+                image_anchor: 1.0 + m.3 as f32 / 8.0,
+                mse: 0.0,
+                partner_anchor: 0.5,
+                image_partner: 0.25,
+                stop_partner: m.3 % 4 == 1,
+            },
+            loss_scale: [1.0, 64.0, 1024.0][m.3 as usize % 3],
+            ..MemberStep::default()
+        };
+        World {
+            batch: Batch::pack(&texts, 2, vec![]),
+            steps: members.iter().map(step).collect(),
+            seeds: members.iter().map(|m| m.3).collect(),
+        }
+    }
+
+    /// f16 numbers of all rows, drawn member by member.
+    pub fn rows(&self, name: &str, rows: Rows, c: usize, std: f32) -> Vec<f32> {
+        let own = |g: usize| {
+            let n = self.batch.member_rows(rows, g).len();
+            Stream::named(self.seeds[g], name).normal(n * c, std)
+        };
+        round((0..self.seeds.len()).flat_map(own).collect())
+    }
+
+    /// f16 numbers of a parameter: one frozen copy, or one for each member.
+    pub fn param(
+        &self,
+        name: &str,
+        per_member: bool,
+        len: usize,
+        (mean, std): (f32, f32),
+    ) -> Vec<f32> {
+        let seeds = if per_member { &self.seeds[..] } else { &[0] };
+        let own = |seed: &u64| Stream::named(*seed, name).normal(len, std);
+        let shifted = seeds.iter().flat_map(own).map(|x| x + mean).collect();
+        round(shifted)
+    }
+
+    pub fn count(&self, rows: Rows) -> usize {
+        self.batch.rows(rows)
+    }
+}
+
+pub fn doubles(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+pub fn round(x: Vec<f32>) -> Vec<f32> {
+    x.into_iter().map(|x| f16::from_f32(x).to_f32()).collect()
+}
+
+/// A device with a step buffer and buffers by name.
+pub struct Device {
+    driver: Rc<dyn Driver>,
+    /// The same, where it is one.
+    vm: Option<Rc<VmDriver>>,
+    step: StepBuffer,
+    tensors: RefCell<HashMap<String, DeviceTensor>>,
+}
+
+/// The virtual machine, or the GPU of `CROSSTUNE_TEST_DEVICE`, which takes its own order.
+fn driver(order_seed: Option<u64>) -> Result<(Rc<dyn Driver>, Option<Rc<VmDriver>>)> {
+    match std::env::var("CROSSTUNE_TEST_DEVICE") {
+        Ok(name) => {
+            let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+            let index = index.unwrap_or_else(|| panic!("CROSSTUNE_TEST_DEVICE={name}: not cuda:N"));
+            Ok((Rc::new(GpuDriver::open(index)?), None))
+        }
+        Err(_) => {
+            let vm = Rc::new(VmDriver::new(VmOptions {
+                order_seed,
+                ..VmOptions::default()
+            }));
+            Ok((vm.clone(), Some(vm)))
+        }
+    }
+}
+
+impl Device {
+    pub fn new(bucket: Bucket, order_seed: Option<u64>) -> Device {
+        let (driver, vm) = driver(order_seed).expect("a device");
+        let ptr = driver
+            .alloc(StepBuffer::bytes(&bucket), "step")
+            .expect("room");
+        Device {
+            driver,
+            vm,
+            step: StepBuffer::new(ptr, bucket),
+            tensors: RefCell::default(),
+        }
+    }
+
+    pub fn context(&self) -> Context<'_> {
+        Context {
+            driver: &*self.driver,
+            step: &self.step,
+        }
+    }
+
+    /// A buffer by name.
+    pub fn get(&self, name: &str) -> DeviceTensor {
+        match self.tensors.borrow().get(name) {
+            Some(t) => *t,
+            None => panic!("no buffer {name}"),
+        }
+    }
+
+    fn place(&self, name: &str, shape: DeviceTensor, bytes: &[u8]) -> DeviceTensor {
+        let mut tensors = self.tensors.borrow_mut();
+        let t = *tensors.entry(name.into()).or_insert_with(|| DeviceTensor {
+            ptr: self.driver.alloc(bytes.len(), name).expect("room"),
+            ..shape
+        });
+        assert_eq!(t.len() * t.dtype.size(), bytes.len(), "{name}");
+        self.driver.copy_in(t.ptr, bytes).expect("copied");
+        t
+    }
+
+    /// An f16 activation: zero in the padding, NaN past the true rows.
+    pub fn rows(&self, name: &str, rows: Rows, c: usize, data: &[f32]) -> DeviceTensor {
+        let t = DeviceTensor::f16(DevicePtr::NULL, self.step.rows(rows), c);
+        let mut padded = pad(data, c);
+        padded.resize(t.len(), f16::NAN);
+        self.place(name, t, cast_slice(&padded))
+    }
+
+    /// An f16 parameter with rows padded to 8, for each member or, with 0, for all.
+    pub fn weight(&self, name: &str, members: usize, c: usize, data: &[f32]) -> DeviceTensor {
+        let rows = data.len() / members.max(1) / c;
+        let t = DeviceTensor::f16(DevicePtr::NULL, rows, c).per_member(members);
+        self.place(name, t, cast_slice(&pad(data, c)))
+    }
+
+    /// An f32 tensor without padding.
+    pub fn f32(&self, name: &str, members: usize, c: usize, data: &[f32]) -> DeviceTensor {
+        let rows = data.len() / members.max(1) / c;
+        let t = DeviceTensor::f32(DevicePtr::NULL, rows, c).per_member(members);
+        self.place(name, t, cast_slice(data))
+    }
+
+    /// An output, all NaN.
+    pub fn poison(&self, name: &str, t: DeviceTensor) -> DeviceTensor {
+        self.place(name, t, &vec![0xFF; t.len() * t.dtype.size()])
+    }
+
+    pub fn poison_rows(&self, name: &str, rows: Rows, c: usize) -> DeviceTensor {
+        let n = self.step.rows(rows);
+        self.poison(name, DeviceTensor::f16(DevicePtr::NULL, n, c))
+    }
+
+    pub fn poison_f32(&self, name: &str, rows: usize, c: usize) -> DeviceTensor {
+        self.poison(name, DeviceTensor::f32(DevicePtr::NULL, rows, c))
+    }
+
+    pub fn step(&self) -> &StepBuffer {
+        &self.step
+    }
+
+    /// All numbers of a buffer.
+    fn read(&self, name: &str) -> (DeviceTensor, Vec<f32>) {
+        let t = self.get(name);
+        let mut bytes = vec![0u8; t.len() * t.dtype.size()];
+        self.driver.copy_out(t.ptr, &mut bytes).expect("copied");
+        let numbers = match t.dtype {
+            Dtype::F16 => bytes
+                .chunks_exact(2)
+                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+            _ => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        };
+        (t, numbers)
+    }
+
+    /// The true rows of an activation; the padding must be zero, the other rows as they were.
+    pub fn out_rows(&self, op: &str, name: &str, rows: Rows, world: &World) -> Out {
+        let (t, data) = self.read(name);
+        let n = world.count(rows);
+        let mut values = Vec::new();
+        for (i, row) in data.chunks_exact(t.ld).enumerate() {
+            let (own, padding) = row.split_at(t.cols);
+            if i < n {
+                assert!(
+                    padding.iter().all(|x| *x == 0.0),
+                    "{name}: padding of row {i}"
+                );
+                values.extend_from_slice(own);
+            } else {
+                assert!(
+                    row.iter().all(|x| x.is_nan()),
+                    "{name}: wrote row {i} of {n}"
+                );
+            }
+        }
+        Out {
+            name: format!("{op}.{name}"),
+            values,
+            rows: Some(rows),
+        }
+    }
+
+    /// A tensor of members.
+    pub fn out_members(&self, op: &str, name: &str) -> Out {
+        Out {
+            name: format!("{op}.{name}"),
+            values: self.read(name).1,
+            rows: None,
+        }
+    }
+}
+
+fn pad(data: &[f32], c: usize) -> Vec<f16> {
+    let ld = c.next_multiple_of(8);
+    let row = |row: &[f32]| {
+        let mut out: Vec<f16> = row.iter().map(|x| f16::from_f32(*x)).collect();
+        out.resize(ld, f16::ZERO);
+        out
+    };
+    data.chunks_exact(c).flat_map(row).collect()
+}
+
+/// What a kernel gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Out {
+    name: String,
+    values: Vec<f32>,
+    rows: Option<Rows>,
+}
+
+impl Out {
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Gives the name under which its limit stands.
+    pub fn rename(&mut self, op: &str, name: &str) {
+        self.name = format!("{op}.{name}");
+    }
+
+    /// Where a member's part lies.
+    fn span(&self, world: &World, g: usize) -> Range<usize> {
+        let (total, range) = match self.rows {
+            Some(rows) => (world.count(rows), world.batch.member_rows(rows, g)),
+            None => (world.seeds.len(), g..g + 1),
+        };
+        let width = self.values.len() / total.max(1);
+        range.start * width..range.end * width
+    }
+
+    /// A member's part.
+    pub fn of_member(&self, world: &World, g: usize) -> Vec<u32> {
+        let part = &self.values[self.span(world, g)];
+        part.iter().map(|x| x.to_bits()).collect()
+    }
+
+    fn bits(&self) -> Vec<u32> {
+        self.values.iter().map(|x| x.to_bits()).collect()
+    }
+}
+
+/// A use of an op's kernels.
+pub trait Case: std::fmt::Debug {
+    /// Writes inputs and poisons outputs.
+    fn fill(&self, d: &Device, world: &World);
+    /// Launches.
+    fn launch(&self, d: &Device) -> Result<()>;
+    /// Reads outputs.
+    fn read(&self, d: &Device, world: &World) -> Vec<Out>;
+    /// What they should be, in the order of `read`.
+    fn want(&self, world: &World) -> Vec<Vec<f64>>;
+}
+
+fn run(case: &dyn Case, world: &World, bucket: Bucket, order_seed: Option<u64>) -> Vec<Out> {
+    let d = Device::new(bucket, order_seed);
+    load(case, &d, world);
+    if let Err(e) = case.launch(&d) {
+        panic!("{case:?}: {e}");
+    }
+    case.read(&d, world)
+}
+
+/// Copies a step and a case's buffers in.
+pub fn load(case: &dyn Case, d: &Device, world: &World) {
+    let cx = d.context();
+    cx.step
+        .upload(cx.driver, &world.batch, &world.steps)
+        .expect("a step that fits");
+    case.fill(d, world);
+}
+
+/// What a case gives for a step of `members` in its own bucket.
+pub fn outputs(case: &dyn Case, members: &[Member]) -> Vec<Out> {
+    let world = World::new(members);
+    run(case, &world, world.batch.bucket(), None)
+}
+
+/// The kernels give what the loops give.
+pub fn agrees(case: &dyn Case, members: &[Member]) {
+    let world = World::new(members);
+    let got = run(case, &world, world.batch.bucket(), None);
+    let want = case.want(&world);
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(&want) {
+        compare(case, &world, got, want);
+    }
+}
+
+fn compare(case: &dyn Case, world: &World, got: &Out, want: &[f64]) {
+    let name = &got.name;
+    let limit = LIMITS.iter().find(|l| l.name == name);
+    let limit = limit.unwrap_or_else(|| panic!("no limit for {name}"));
+    assert_eq!(got.values.len(), want.len(), "{case:?}: {name}");
+    // Loss scales differ, so each member is measured by its own level.
+    for range in (0..world.seeds.len()).map(|g| got.span(world, g)) {
+        let (got, want) = (&got.values[range.clone()], &want[range]);
+        let n = want.len() as f64;
+        // A tensor that should be zero, but for rounding, is measured against 0.01.
+        let level = want
+            .iter()
+            .map(|w| w * w / n)
+            .sum::<f64>()
+            .sqrt()
+            .max(LEVEL);
+        let (mut worst, mut at, mut square) = (0f64, 0, 0f64);
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            let error = (f64::from(*g) - w).abs();
+            square += error * error;
+            let error = error / (level + w.abs());
+            // NaN is worse than anything.
+            if error.is_nan() || error > worst {
+                (worst, at) = (error, i);
+            }
+        }
+        let nmse = if n > 0.0 {
+            square / (n * level * level)
+        } else {
+            0.0
+        };
+        println!("limit {name} {worst:.1e} {nmse:.1e}");
+        assert!(
+            worst <= limit.error && nmse <= limit.nmse,
+            "{case:?}: {name}[{at}] is {}, expected {}: error {worst:.1e}, NMSE {nmse:.1e}",
+            got[at],
+            want[at]
+        );
+    }
+}
+
+/// What the virtual machine counted in each launch; nothing on a GPU.
+pub fn counted(case: &dyn Case, members: &[Member]) -> Vec<(String, Counters)> {
+    let world = World::new(members);
+    let d = Device::new(world.batch.bucket(), None);
+    load(case, &d, &world);
+    case.launch(&d).expect("launched");
+    d.vm.as_ref().map_or(vec![], |vm| vm.take_counters())
+}
+
+/// Again, and with blocks and warps in other orders: the same bytes.
+pub fn repeats(case: &dyn Case, members: &[Member]) {
+    let world = World::new(members);
+    let first = run(case, &world, world.batch.bucket(), None);
+    for seed in [None, Some(1), Some(2)] {
+        let again = run(case, &world, world.batch.bucket(), seed);
+        for (a, b) in first.iter().zip(&again) {
+            assert!(
+                a.bits() == b.bits(),
+                "{case:?}: {} with order {seed:?}",
+                a.name
+            );
+        }
+    }
+}
+
+/// Each member alone gives the bytes that it gives in company.
+pub fn alone_as_in_company(case: &dyn Case, members: &[Member]) {
+    let world = World::new(members);
+    let company = run(case, &world, world.batch.bucket(), None);
+    for g in 0..members.len() {
+        let own = World::new(&members[g..=g]);
+        let alone = run(case, &own, own.batch.bucket(), None);
+        for (a, b) in alone.iter().zip(&company) {
+            let same = a.of_member(&own, 0) == b.of_member(&world, g);
+            assert!(same, "{case:?}: {} of member {g}", a.name);
+        }
+    }
+}
+
+/// A captured step replayed with other true sizes equals launches one by one.
+pub fn replays(case: &dyn Case, steps: &[&[Member]]) {
+    let worlds: Vec<World> = steps.iter().map(|m| World::new(m)).collect();
+    let bucket = worlds
+        .iter()
+        .map(|w| w.batch.bucket())
+        .reduce(|a, b| a.max(&b))
+        .expect("steps");
+    let d = Device::new(bucket, None);
+    let driver = d.context().driver;
+    load(case, &d, &worlds[0]);
+    driver.begin_capture().expect("a capture");
+    case.launch(&d).expect("noted");
+    let graph = driver.end_capture().expect("a graph");
+    for world in &worlds {
+        load(case, &d, world);
+        driver.replay(graph).expect("a replay");
+        let replayed = case.read(&d, world);
+        let launched = run(case, world, bucket, None);
+        for (a, b) in replayed.iter().zip(&launched) {
+            assert!(a.bits() == b.bits(), "{case:?}: {} replayed", a.name);
+        }
+    }
+}
