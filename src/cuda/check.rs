@@ -53,3 +53,18 @@ fn compare(driver: &dyn Driver, memory: super::DevicePtr, wanted: &[u8]) -> Resu
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::vm::{VmDriver, VmOptions};
+
+    #[test]
+    fn the_virtual_machine_passes() {
+        let driver = VmDriver::new(VmOptions::default());
+        let n_kernels = check(&driver).expect("passes");
+        let entries = |ptx: &str| ptx.matches(".entry ").count();
+        let wanted: usize = embedded::FILES.iter().map(|f| entries(f.ptx)).sum();
+        assert_eq!(n_kernels, wanted);
+    }
+}
