@@ -94,6 +94,22 @@ pub(crate) struct Setup {
     pub dynamic_shared: u32,
 }
 
+/// [`Warp::run_here`] for the processor at hand. A closure would not do: the function that calls a
+/// closure once is compiled for any processor, and not inlined.
+struct Vectorised<'a, 'b> {
+    warp: &'a mut Warp,
+    block: &'a mut Block<'b>,
+}
+
+impl pulp::WithSimd for Vectorised<'_, '_> {
+    type Output = Checked<Stop>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Checked<Stop> {
+        self.warp.run_here(self.block)
+    }
+}
+
 impl Warp {
     pub fn new(kernel: &Kernel, index: usize, setup: &Setup, globals: &[u64]) -> Warp {
         let total = setup.threads.iter().product::<u32>() as usize;
@@ -161,11 +177,7 @@ impl Warp {
 
     /// Runs until every lane has returned or all stand at a barrier.
     pub fn run(&mut self, block: &mut Block<'_>) -> Checked<Stop> {
-        let arch = pulp::Arch::new();
-        arch.dispatch(
-            #[inline(always)]
-            || self.run_here(block),
-        )
+        pulp::Arch::new().dispatch(Vectorised { warp: self, block })
     }
 
     #[inline(always)]
