@@ -87,18 +87,18 @@ fn distinct(values: impl Iterator<Item = u64>, scratch: &mut [u64; 32]) -> usize
 /// Sectors moved and needed by one request of `bytes` a lane, at aligned addresses.
 pub(crate) fn sectors(addrs: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64) {
     let first = addrs[mask.trailing_zeros() as usize & 31];
-    let lanes = u64::from(mask.count_ones());
-    let mut next = first;
-    let mut run = true;
+    // Most requests go up from lane to lane: then a change is a new one.
+    let (mut last, mut rising, mut moved, mut unique) = (first, true, 1, 1);
     for (lane, a) in addrs.iter().enumerate() {
         if mask >> lane & 1 == 1 {
-            run &= *a == next;
-            next = a.wrapping_add(bytes);
+            rising &= *a >= last;
+            moved += u64::from(*a / 32 != last / 32);
+            unique += u64::from(*a != last);
+            last = *a;
         }
     }
-    if run {
-        let moved = (next - 1) / 32 - first / 32 + 1;
-        return (moved, (lanes * bytes).div_ceil(32));
+    if rising {
+        return (moved, (unique * bytes).div_ceil(32));
     }
     let mut scratch = [0u64; 32];
     let active = |lane: &usize| mask >> lane & 1 == 1;
@@ -113,7 +113,9 @@ pub(crate) fn conflicts(offsets: &[u64; 32], mask: u32, bytes: u64) -> u64 {
     let lanes_a_pass = (128 / bytes.max(4)).min(32) as usize;
     let mut extra = 0;
     for first in (0..32).step_by(lanes_a_pass) {
-        let (mut words, mut n) = ([0u64; 32], 0usize);
+        // The first word that each bank gives, and the others.
+        let mut words = [u64::MAX; 32];
+        let (mut more, mut n) = ([0u64; 32], 0usize);
         let mut load = [0u8; 32];
         for lane in first..first + lanes_a_pass {
             if mask >> lane & 1 == 0 {
@@ -121,15 +123,21 @@ pub(crate) fn conflicts(offsets: &[u64; 32], mask: u32, bytes: u64) -> u64 {
             }
             for w in 0..(bytes / 4).max(1) {
                 let word = offsets[lane] / 4 + w;
+                let bank = (word % 32) as usize;
                 // Lanes that want the same word share it.
-                if !words[..n].contains(&word) {
-                    words[n] = word;
+                if words[bank] == u64::MAX {
+                    words[bank] = word;
+                    load[bank] = 1;
+                } else if words[bank] != word && !more[..n].contains(&word) {
+                    more[n] = word;
                     n += 1;
-                    load[(word % 32) as usize] += 1;
+                    load[bank] += 1;
                 }
             }
         }
-        extra += u64::from(load.iter().max().copied().unwrap_or(0).saturating_sub(1));
+        if n > 0 {
+            extra += u64::from(load.iter().max().copied().unwrap_or(0) - 1);
+        }
     }
     extra
 }

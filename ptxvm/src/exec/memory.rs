@@ -468,10 +468,13 @@ impl Warp {
                     return trouble(FaultKind::OutOfBounds, c.lane, "cp.async from freed memory");
                 };
                 let at = c.src - a.base;
-                let mut whole = true;
-                for w in 0..c.size.div_ceil(4) {
+                // Whole copies go by words, cut ones by bytes.
+                let by_words = c.size == c.bytes;
+                let mut whole = !by_words || a.read(at, c.bytes, &mut value);
+                let cut = if by_words { 0 } else { c.size };
+                for w in 0..cut.div_ceil(4) {
                     let mut cell = [0; 4];
-                    let n = (c.size - 4 * w).min(4);
+                    let n = (cut - 4 * w).min(4);
                     for b in 0..n {
                         whole &= a.read(at + 4 * w + b, 1, &mut cell);
                         value[w as usize] |= cell[0] << (8 * b);
