@@ -294,6 +294,8 @@ struct Worker {
     counts: Vec<Counts>,
     hints: Vec<u32>,
     epoch: u32,
+    /// Of the last block, for their memory.
+    warps: Vec<Warp>,
 }
 
 impl Run<'_> {
@@ -304,6 +306,7 @@ impl Run<'_> {
             counts: vec![Counts::default(); n],
             hints: vec![0; n],
             epoch: 0,
+            warps: vec![],
         }
     }
 
@@ -362,7 +365,10 @@ impl Run<'_> {
         };
         let threads: u32 = self.launch.block.iter().product();
         let mut warps: Vec<Warp> = (0..threads.div_ceil(32))
-            .map(|w| Warp::new(self.kernel, w as usize, &setup, &self.program.globals))
+            .map(|w| {
+                let old = worker.warps.pop();
+                Warp::new(self.kernel, w as usize, &setup, &self.program.globals, old)
+            })
             .collect();
         worker.shared.reset();
         worker.epoch += 1;
@@ -393,6 +399,7 @@ impl Run<'_> {
                 }
             }
             let Some((w, id)) = waiting.first().copied() else {
+                worker.warps = warps;
                 return Ok(());
             };
             if let Some(other) = done.first() {

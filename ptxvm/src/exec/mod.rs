@@ -111,7 +111,19 @@ impl pulp::WithSimd for Vectorised<'_, '_> {
 }
 
 impl Warp {
-    pub fn new(kernel: &Kernel, index: usize, setup: &Setup, globals: &[u64]) -> Warp {
+    /// A warp at the kernel's start; `old`, one that has ended, lends its registers' memory.
+    pub fn new(
+        kernel: &Kernel,
+        index: usize,
+        setup: &Setup,
+        globals: &[u64],
+        old: Option<Warp>,
+    ) -> Warp {
+        let (mut words, mut doubles) = old.map_or_else(Default::default, |w| (w.words, w.doubles));
+        words.clear();
+        words.resize(kernel.words.count, [0; 32]);
+        doubles.clear();
+        doubles.resize(kernel.doubles.count, [0; 32]);
         let total = setup.threads.iter().product::<u32>() as usize;
         let lanes = (total - 32 * index).min(32);
         let live = if lanes == 32 {
@@ -121,8 +133,8 @@ impl Warp {
         };
         let mut w = Warp {
             index,
-            words: vec![[0; 32]; kernel.words.count],
-            doubles: vec![[0; 32]; kernel.doubles.count],
+            words,
+            doubles,
             preds: vec![0; kernel.preds],
             local: Local::new(kernel.local_bytes),
             paths: vec![Path {
