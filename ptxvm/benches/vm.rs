@@ -75,8 +75,13 @@ fn layer_norm(c: &mut Criterion) {
     bench.run("layer_norm", launch);
     let want: f32 = (columns..2 * columns).map(value).sum::<f32>() / columns as f32;
     let got = bench.floats(mean, rows)[1];
-    assert!((got - want).abs() < 1e-6, "mean of row 1 is {got}, expected {want}");
-    c.bench_function("layer norm 64 x 1024", |b| b.iter(|| bench.run("layer_norm", launch)));
+    assert!(
+        (got - want).abs() < 1e-6,
+        "mean of row 1 is {got}, expected {want}"
+    );
+    c.bench_function("layer norm 64 x 1024", |b| {
+        b.iter(|| bench.run("layer_norm", launch))
+    });
 }
 
 fn product(c: &mut Criterion) {
@@ -91,10 +96,17 @@ fn product(c: &mut Criterion) {
     bench.run("product", launch);
     for (at, got) in bench.floats(out, n * n).iter().enumerate() {
         let (row, col) = (at / n, at % n);
-        let want: f32 = (0..n).map(|k| value(row * n + k) * value(col * n + k)).sum();
-        assert!((got - want).abs() < 1e-4, "({row}, {col}) is {got}, expected {want}");
+        let want: f32 = (0..n)
+            .map(|k| value(row * n + k) * value(col * n + k))
+            .sum();
+        assert!(
+            (got - want).abs() < 1e-4,
+            "({row}, {col}) is {got}, expected {want}"
+        );
     }
-    c.bench_function("product 128 cubed", |b| b.iter(|| bench.run("product", launch)));
+    c.bench_function("product 128 cubed", |b| {
+        b.iter(|| bench.run("product", launch))
+    });
 }
 
 criterion_group!(benches, layer_norm, product);

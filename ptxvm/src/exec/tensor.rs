@@ -57,15 +57,18 @@ impl Warp {
                 let now = self.stamp(block, lane);
                 block.shared.read(addrs[lane], 16, row, lane, now)?;
             }
-            let half = |r: usize, c: usize| rows[r][c / 2] >> (16 * (c % 2)) & 0xFFFF;
-            let value = std::array::from_fn(|lane| {
-                let (r, c) = (lane / 4, 2 * (lane % 4));
-                if trans {
-                    half(c, r) | half(c + 1, r) << 16
-                } else {
-                    rows[r][c / 2]
+            let mut value = [0u32; 32];
+            for r in 0..8 {
+                for c in 0..4 {
+                    // A lane holds two neighbours of a row, transposed two of a column.
+                    value[4 * r + c] = if trans {
+                        let half = |row: usize| rows[row][r / 2] >> (16 * (r % 2)) & 0xFFFF;
+                        half(2 * c) | half(2 * c + 1) << 16
+                    } else {
+                        rows[r][c]
+                    };
                 }
-            });
+            }
             self.put(*d, m, &value);
         }
         Ok(())
@@ -124,73 +127,90 @@ impl Warp {
         self.whole(m)?;
         let k = s.k;
         block.counts[self.pc].matrix_flops += 2 * 16 * 8 * k as u64;
+        // Eight numbers of four lanes stand side by side in a row of A, a column of B, a row of an
+        // f16 accumulator.
         let mut lhs = [[0f32; 16]; 16];
         for (i, r) in a.iter().enumerate() {
             // Registers go down eight rows, then right eight columns.
-            let (row0, col0) = (8 * (i % 2), 8 * (i / 2));
-            let pairs = unpack(&self.words[*r as usize], s.bf16);
-            for lane in 0..32 {
-                let (r, c) = (row0 + lane / 4, col0 + 2 * (lane % 4));
-                lhs[r][c] = pairs[2 * lane];
-                lhs[r][c + 1] = pairs[2 * lane + 1];
+            let (row0, col0) = (8 * (i % 2), 8 * (i / 2 % 2));
+            let eights = unpack(&self.words[*r as usize], s.bf16);
+            for g in 0..8 {
+                lhs[row0 + g][col0..col0 + 8].copy_from_slice(&eights[g]);
             }
         }
         let mut rhs = [[0f32; 8]; 16];
         for (i, r) in b.iter().enumerate() {
-            let pairs = unpack(&self.words[*r as usize], s.bf16);
-            for lane in 0..32 {
-                let (r, c) = (8 * i + 2 * (lane % 4), lane / 4);
-                rhs[r][c] = pairs[2 * lane];
-                rhs[r + 1][c] = pairs[2 * lane + 1];
+            let eights = unpack(&self.words[*r as usize], s.bf16);
+            let rows = &mut rhs[8 * (i % 2)..8 * (i % 2) + 8];
+            for (x, row) in rows.iter_mut().enumerate() {
+                for g in 0..8 {
+                    row[g] = eights[g][x];
+                }
             }
         }
         let mut acc = [[0f32; 8]; 16];
-        if s.half_acc {
-            for (i, r) in c.iter().enumerate() {
-                let pairs = unpack(&self.words[*r as usize], false);
-                for lane in 0..32 {
-                    let (r, c) = (8 * i + lane / 4, 2 * (lane % 4));
-                    acc[r][c] = pairs[2 * lane];
-                    acc[r][c + 1] = pairs[2 * lane + 1];
-                }
+        if let ([upper, lower], true) = (c, s.half_acc) {
+            for (r, rows) in [(upper, 0), (lower, 8)] {
+                let eights = unpack(&self.words[*r as usize], false);
+                acc[rows..rows + 8].copy_from_slice(&eights);
             }
-        } else {
-            for (i, r) in c.iter().enumerate() {
-                let x = &self.words[*r as usize];
-                for lane in 0..32 {
-                    acc[8 * (i / 2) + lane / 4][2 * (lane % 4) + i % 2] = f32::from_bits(x[lane]);
+        } else if let [c0, c1, c2, c3] = c {
+            for (even, odd, rows) in [(c0, c1, 0), (c2, c3, 8)] {
+                let (even, odd) = (&self.words[*even as usize], &self.words[*odd as usize]);
+                for g in 0..8 {
+                    for t in 0..4 {
+                        acc[rows + g][2 * t] = f32::from_bits(even[4 * g + t]);
+                        acc[rows + g][2 * t + 1] = f32::from_bits(odd[4 * g + t]);
+                    }
                 }
             }
         }
-        for (row, x) in acc.iter_mut().zip(&lhs) {
-            for (x, y) in x[..k].iter().zip(&rhs) {
-                for j in 0..8 {
-                    row[j] = x.mul_add(y[j], row[j]);
-                }
-            }
+        if k == 16 {
+            multiply::<16>(&mut acc, &lhs, &rhs);
+        } else {
+            multiply::<8>(&mut acc, &lhs, &rhs);
         }
         for (i, r) in d.iter().enumerate() {
-            let value = if s.half_acc {
-                std::array::from_fn(|lane| {
-                    let (r, c) = (8 * i + lane / 4, 2 * (lane % 4));
-                    let h = |x: f32| u32::from(f16::from_f32(x).to_bits());
-                    h(acc[r][c]) | h(acc[r][c + 1]) << 16
-                })
-            } else {
-                std::array::from_fn(|lane| {
-                    acc[8 * (i / 2) + lane / 4][2 * (lane % 4) + i % 2].to_bits()
-                })
-            };
+            let mut value = [0u32; 32];
+            for g in 0..8 {
+                for t in 0..4 {
+                    value[4 * g + t] = if s.half_acc {
+                        let row = &acc[8 * (i % 2) + g];
+                        let h = |x: f32| u32::from(f16::from_f32(x).to_bits());
+                        h(row[2 * t]) | h(row[2 * t + 1]) << 16
+                    } else {
+                        acc[8 * (i / 2 % 2) + g][2 * t + i % 2].to_bits()
+                    };
+                }
+            }
             self.put(*r, m, &value);
         }
         Ok(())
     }
 }
 
-/// The 64 halves of a row, as f32.
+/// Four rows at a time, so that their sums hide each other's latency.
 #[inline(always)]
-fn unpack(row: &[u32; 32], bf16: bool) -> [f32; 64] {
-    let mut out = [0f32; 64];
+fn multiply<const K: usize>(acc: &mut [[f32; 8]; 16], lhs: &[[f32; 16]; 16], rhs: &[[f32; 8]; 16]) {
+    for r in [0, 4, 8, 12] {
+        let mut sums = [acc[r], acc[r + 1], acc[r + 2], acc[r + 3]];
+        for k in 0..K {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = lhs[r + i][k];
+                for j in 0..8 {
+                    sum[j] = x.mul_add(rhs[k][j], sum[j]);
+                }
+            }
+        }
+        acc[r..r + 4].copy_from_slice(&sums);
+    }
+}
+
+/// The 64 halves of a row, as f32: eight of each four lanes.
+#[inline(always)]
+fn unpack(row: &[u32; 32], bf16: bool) -> [[f32; 8]; 8] {
+    let mut eights = [[0f32; 8]; 8];
+    let out = eights.as_flattened_mut();
     if bf16 {
         for (i, x) in row.iter().enumerate() {
             out[2 * i] = f32::from_bits(x << 16);
@@ -202,7 +222,7 @@ fn unpack(row: &[u32; 32], bf16: bool) -> [f32; 64] {
             halves[2 * i] = f16::from_bits(*x as u16);
             halves[2 * i + 1] = f16::from_bits((x >> 16) as u16);
         }
-        halves.convert_to_f32_slice(&mut out);
+        halves.convert_to_f32_slice(out);
     }
-    out
+    eights
 }
