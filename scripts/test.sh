@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs every test of the project. What the tests need and cargo does not bring is installed into
-# target/ first: with the research data beside the checkout (../shared), a real checkpoint is made
-# from hash-checked Python packages. Without it, the tests that want it say that they were skipped.
+# Runs every test of the project. What the tests need and cargo does not bring is installed first:
+# nvcc into .cuda/ (no GPU is needed), and, with the research data beside the checkout (../shared), a
+# real checkpoint into target/, made from hash-checked Python packages. Without that data, the tests
+# that want it say that they were skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,4 +28,19 @@ else
     echo "no $shared: tests on research data and real weights are skipped, each saying so"
 fi
 
-cargo test --locked "$@"
+# Arguments mean one run of cargo test, with them.
+if [ $# -gt 0 ]; then
+    exec cargo test --locked "$@"
+fi
+
+bash scripts/cuda.sh
+cargo test --locked
+# The feature adds modules and changes none of those tested above, so whole runs are not repeated
+# with it: the library's own tests, its examples in docs, and the test files that name the feature.
+with_feature=(--lib)
+for file in $(grep -l 'feature = "cuda"' tests/*.rs); do
+    with_feature+=(--test "$(basename "$file" .rs)")
+done
+cargo test --locked --features cuda "${with_feature[@]}"
+cargo test --locked --features cuda --doc
+cargo test --locked -p ptxvm

@@ -3,6 +3,8 @@
 mod convert;
 mod data;
 mod demo;
+mod device;
+mod doctor;
 mod encode;
 mod eval;
 mod inspect;
@@ -68,6 +70,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Write a checkpoint as safetensors.
     Convert(convert::Args),
+    /// Show what this machine and this binary can do, and check a device.
+    Doctor(doctor::Args),
 }
 
 /// Parses the command line, runs the command and maps its error to an exit code.
@@ -85,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(*args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Convert(args) => convert::run(args, output),
+        Command::Doctor(args) => doctor::run(args, output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //! Everything above this module (launch wrappers, the executor, tests) sees only [`Driver`], so all
 //! of it but [`gpu`] itself is tested where there is no GPU.
 
+pub mod check;
 pub mod embedded;
 pub mod gpu;
 pub mod installed;
@@ -10,10 +11,10 @@ pub mod ops;
 pub mod step_params;
 pub mod vm;
 
-use thiserror::Error;
+use crate::error::Error;
 
 /// What a device could not do.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// There is no such device here.
     #[error("{0}")]
@@ -36,6 +37,16 @@ pub enum DriverError {
         /// The device's own words; the virtual machine's name the kernel, source line and thread.
         reason: String,
     },
+}
+
+impl From<DriverError> for Error {
+    /// Who asks for a device that is not there has made a mistake; the rest fails while running.
+    fn from(error: DriverError) -> Error {
+        match error {
+            DriverError::NoDevice(why) => Error::Input(why),
+            other => Error::Run(other.to_string()),
+        }
+    }
 }
 
 /// A result of a driver call.

@@ -2,9 +2,9 @@
 
 use half::{bf16, f16};
 
-use super::{Block, Double, Warp, Word};
+use super::{Block, Double, Warp, Word, sticky};
 use crate::fault::{Checked, FaultKind, trouble};
-use crate::ir::{Alu, Alu64, Bool, Cmp, Inst, Op, Part, Row, Ty};
+use crate::ir::{Alu, Alu64, Bool, Cmp, Inst, Op, Part, Round, Row, Ty};
 
 #[inline(always)]
 fn f(x: u32) -> f32 {
@@ -31,17 +31,23 @@ fn to_b(x: f32) -> u32 {
     bf16::from_f32(x).to_bits().into()
 }
 
-/// A product and a sum rounded once: both are exact in f64 for halves.
+/// A product and a sum rounded once.
 #[inline(always)]
 fn h_fma(x: u32, y: u32, z: u32) -> u32 {
-    let exact = f64::from(h(x)).mul_add(h(y).into(), h(z).into());
-    f16::from_f64(exact).to_bits().into()
+    to_h(sticky::single(sticky::fma(
+        h(x).into(),
+        h(y).into(),
+        h(z).into(),
+    )))
 }
 
 #[inline(always)]
 fn b_fma(x: u32, y: u32, z: u32) -> u32 {
-    let exact = f64::from(b(x)).mul_add(b(y).into(), b(z).into());
-    bf16::from_f64(exact).to_bits().into()
+    to_b(sticky::single(sticky::fma(
+        b(x).into(),
+        b(y).into(),
+        b(z).into(),
+    )))
 }
 
 /// Both halves of a pair.
@@ -67,23 +73,33 @@ fn fmin(x: f32, y: f32) -> f32 {
     }
 }
 
+/// [`fmin`] of f64.
+#[inline(always)]
+fn dmin(x: f64, y: f64) -> f64 {
+    if x.is_nan() {
+        y
+    } else if y.is_nan() || x.total_cmp(&y).is_lt() {
+        x
+    } else {
+        y
+    }
+}
+
 #[inline(always)]
 fn fmax(x: f32, y: f32) -> f32 {
     -fmin(-x, -y)
 }
 
-/// `fma` rounded in one direction: computed in f64 and moved by one step where f32 overshot.
-fn directed_fma(x: f32, y: f32, z: f32, mode: Alu) -> f32 {
-    let exact = f64::from(x).mul_add(y.into(), z.into());
-    let near = exact as f32;
-    let (over, under) = (f64::from(near) > exact, f64::from(near) < exact);
-    match mode {
-        Alu::FFmaRm if over => near.next_down(),
-        Alu::FFmaRp if under => near.next_up(),
-        Alu::FFmaRz if over && near > 0.0 => near.next_down(),
-        Alu::FFmaRz if under && near < 0.0 => near.next_up(),
-        _ => near,
+/// `fma` rounded in one direction.
+fn directed_fma(x: f32, y: f32, z: f32, round: Round) -> f32 {
+    let (x, y, z) = (f64::from(x), f64::from(y), f64::from(z));
+    let sum = sticky::fma(x, y, z);
+    // Opposite numbers add up to -0 rounding down, to +0 otherwise.
+    let opposite = (x * y).is_sign_negative() != z.is_sign_negative();
+    if sum == 0.0 && opposite && round == Round::Down {
+        return -0.0;
     }
+    super::convert::directed(sum, round)
 }
 
 #[inline(always)]
@@ -562,9 +578,9 @@ impl Warp {
             Alu::MaxS16 => lanes!(|x, y, _| u32::from((x as i16).max(y as i16) as u16)),
             Alu::DivU16 => lanes!(|x, y, _| (x & w16).checked_div(y & w16).unwrap_or(w16)),
             Alu::RemU16 => lanes!(|x, y, _| (x & w16).checked_rem(y & w16).unwrap_or(x & w16)),
-            Alu::FFmaRm | Alu::FFmaRp | Alu::FFmaRz => {
-                lanes!(|x, y, z| directed_fma(f(x), f(y), f(z), op).to_bits());
-            }
+            Alu::FFmaRm => lanes!(|x, y, z| directed_fma(f(x), f(y), f(z), Round::Down).to_bits()),
+            Alu::FFmaRp => lanes!(|x, y, z| directed_fma(f(x), f(y), f(z), Round::Up).to_bits()),
+            Alu::FFmaRz => lanes!(|x, y, z| directed_fma(f(x), f(y), f(z), Round::Zero).to_bits()),
             Alu::FMinNan => lanes!(|x, y, _| if f(x).is_nan() || f(y).is_nan() {
                 0x7FFF_FFFF
             } else {
@@ -656,8 +672,8 @@ impl Warp {
             Alu64::DMul => lanes!(|x, y, _| (f(x) * f(y)).to_bits()),
             Alu64::DFma => lanes!(|x, y, z| f(x).mul_add(f(y), f(z)).to_bits()),
             Alu64::DDiv => lanes!(|x, y, _| (f(x) / f(y)).to_bits()),
-            Alu64::DMin => lanes!(|x, y, _| f(x).min(f(y)).to_bits()),
-            Alu64::DMax => lanes!(|x, y, _| f(x).max(f(y)).to_bits()),
+            Alu64::DMin => lanes!(|x, y, _| dmin(f(x), f(y)).to_bits()),
+            Alu64::DMax => lanes!(|x, y, _| (-dmin(-f(x), -f(y))).to_bits()),
             Alu64::DNeg => lanes!(|x, _, _| (-f(x)).to_bits()),
             Alu64::DAbs => lanes!(|x, _, _| f(x).abs().to_bits()),
             Alu64::DSqrt => lanes!(|x, _, _| f(x).sqrt().to_bits()),

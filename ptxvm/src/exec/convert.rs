@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{Double, Warp, Word};
+use super::{Double, Warp, Word, sticky};
 use crate::ir::{Round, Row, Ty};
 
 /// A value between the types: an integer or a float, wide enough for every type.
@@ -53,7 +53,7 @@ impl Warp {
                 }
                 self.put64(d, m, &out);
             }
-            (Ty::S64 | Ty::U64, Ty::S32) => {
+            (Ty::S64 | Ty::U64, Ty::S32) if !sat => {
                 let (x, mut out) = (&self.words[a as usize], [0; 32]);
                 for i in 0..32 {
                     out[i] = i64::from(x[i] as i32) as u64;
@@ -192,9 +192,9 @@ fn encode(ty: Ty, value: Value, round: Round, sat: bool) -> u64 {
     match ty {
         Ty::F64 => x.to_bits(),
         Ty::F32 => directed(x, round).to_bits().into(),
-        Ty::F16 if round == Round::Nearest => f16::from_f64(x).to_bits().into(),
+        Ty::F16 if round == Round::Nearest => f16::from_f32(sticky::single(x)).to_bits().into(),
         Ty::F16 => half_toward(x, round).to_bits().into(),
-        _ => bf16::from_f64(x).to_bits().into(),
+        _ => bf16::from_f32(sticky::single(x)).to_bits().into(),
     }
 }
 
@@ -202,12 +202,12 @@ fn int_to_float(ty: Ty, x: i128, round: Round) -> u64 {
     match ty {
         Ty::F64 => (x as f64).to_bits(),
         Ty::F32 if round == Round::Nearest => (x as f32).to_bits().into(),
-        _ => encode(ty, Value::Float(x as f64), round, false),
+        _ => encode(ty, Value::Float(sticky::integer(x)), round, false),
     }
 }
 
 /// f64 to f32 in one direction.
-fn directed(x: f64, round: Round) -> f32 {
+pub(super) fn directed(x: f64, round: Round) -> f32 {
     let near = x as f32;
     let (over, under) = (f64::from(near) > x, f64::from(near) < x);
     match round {
@@ -221,7 +221,7 @@ fn directed(x: f64, round: Round) -> f32 {
 
 /// f64 to f16 in one direction: a step in the ordering of the bits.
 fn half_toward(x: f64, round: Round) -> f16 {
-    let near = f16::from_f64(x);
+    let near = f16::from_f32(sticky::single(x));
     let (over, under) = (f64::from(near) > x, f64::from(near) < x);
     let step = |h: f16, up: bool| {
         let bits = h.to_bits();

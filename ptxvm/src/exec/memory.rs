@@ -48,14 +48,15 @@ impl Warp {
                                 format!("byte {} of the thread's own memory", addrs[lane]),
                             );
                         }
-                        Err(what) => return trouble(FaultKind::OutOfBounds, lane, what),
+                        Err((kind, what)) => return trouble(kind, lane, what),
                     }
                 }
             }
             Space::Param | Space::Generic => {
                 for lane in lanes(m) {
                     let at = addrs[lane] as usize;
-                    let Some(source) = block.params.get(at..at + total as usize) else {
+                    let end = at.saturating_add(total as usize);
+                    let Some(source) = block.params.get(at..end) else {
                         return trouble(
                             FaultKind::OutOfBounds,
                             lane,
@@ -204,8 +205,8 @@ impl Warp {
             Space::Local => {
                 for lane in lanes(m) {
                     let cell = self.gather(bytes, parts, lane);
-                    if let Err(what) = self.local.write(lane, addrs[lane], total, &cell) {
-                        return trouble(FaultKind::OutOfBounds, lane, what);
+                    if let Err((kind, what)) = self.local.write(lane, addrs[lane], total, &cell) {
+                        return trouble(kind, lane, what);
                     }
                 }
             }

@@ -3,6 +3,7 @@
 mod alu;
 mod convert;
 mod memory;
+mod sticky;
 mod tensor;
 mod warpops;
 

@@ -5,11 +5,25 @@ use std::collections::HashMap;
 use super::cfg::reconvergence;
 use super::{
     Addr, Alu, Alu64, Atomic, Bool, Cmp, Inst, Kernel, MaskKind, Mma, NONE, Op, Part, Round, Row,
-    Rows, Shuffle, Space, Special, Ty, Vote,
+    Rows, SINK, Shuffle, Space, Special, Ty, Vote,
 };
 use crate::ptx::{Entry, Instr, Module, Operand, ParseError, RegClass, Var};
 
 type Result<T> = std::result::Result<T, String>;
+
+/// Rows of a class that [`Row`] can tell apart.
+const MOST_ROWS: usize = 1 << 16;
+
+/// A modifier of an opcode, or nothing.
+fn modifier<'a>(m: &[&'a str], i: usize) -> &'a str {
+    m.get(i).copied().unwrap_or_default()
+}
+
+/// An operand that must be there.
+fn operand(o: &[Operand], i: usize) -> Result<&Operand> {
+    o.get(i)
+        .ok_or_else(|| format!("operand {} is missing", i + 1))
+}
 
 /// Decodes a kernel of a module.
 ///
@@ -19,13 +33,20 @@ pub fn decode(module: &Module, entry: &Entry) -> std::result::Result<Kernel, Par
     let mut d = Decoder::new(module, entry);
     let mut code = Vec::with_capacity(entry.body.len());
     for instr in &entry.body {
-        let op = d.instruction(instr).map_err(|reason| ParseError {
+        let bad = |reason: String| ParseError {
             line: instr.ptx_line,
             reason: format!("{}: {reason}", instr.op.join(".")),
-        })?;
+        };
+        let op = d.instruction(instr).map_err(bad)?;
+        if d.words.count.max(d.doubles.count).max(d.preds) > MOST_ROWS {
+            return Err(bad(format!(
+                "more than {MOST_ROWS} registers and constants"
+            )));
+        }
+        let guard = instr.guard.map(|(r, n)| Ok((d.reg(r, RegClass::Pred)?, n)));
         code.push(Inst {
             op,
-            guard: instr.guard.map(|(r, n)| (d.rows[r as usize], n)),
+            guard: guard.transpose().map_err(bad)?,
             loc: instr.loc,
             inlined_at: instr.inlined_at,
         });
@@ -93,13 +114,13 @@ impl Decoder {
         let mut d = Decoder {
             rows: vec![],
             classes: entry.regs.clone(),
-            // Row 0 of each class is `NONE`.
+            // The first rows of each class are `NONE` and `SINK`.
             words: Rows {
-                count: 1,
+                count: 2,
                 constants: vec![],
             },
             doubles: Rows {
-                count: 1,
+                count: 2,
                 constants: vec![],
             },
             preds: 1,
@@ -219,7 +240,7 @@ impl Decoder {
                     _ => Ok(self.constant(at as u32)),
                 }
             }
-            Operand::Sink => Ok(NONE),
+            Operand::Sink => Ok(SINK),
             other => Err(format!("{other:?} is no 32-bit operand")),
         }
     }
@@ -250,7 +271,7 @@ impl Decoder {
                 let (_, at) = self.symbol(name)?;
                 Ok(self.constant64(at))
             }
-            Operand::Sink => Ok(NONE),
+            Operand::Sink => Ok(SINK),
             other => Err(format!("{other:?} is no 64-bit operand")),
         }
     }
@@ -371,7 +392,7 @@ impl Decoder {
                 let wide = from.is_double();
                 Ok(Op::Set {
                     ty: from,
-                    cmp: cmp(m[1], from)?,
+                    cmp: cmp(modifier(&m, 1), from)?,
                     d: self.word(&o[0])?,
                     a: self.any(&o[1], wide)?,
                     b: self.any(&o[2], wide)?,
@@ -404,7 +425,7 @@ impl Decoder {
                 need(5)?;
                 let (d, p) = self.with_pred(&o[0])?;
                 Ok(Op::Shfl {
-                    mode: match m[2] {
+                    mode: match modifier(&m, 2) {
                         "up" => Shuffle::Up,
                         "down" => Shuffle::Down,
                         "bfly" => Shuffle::Bfly,
@@ -422,7 +443,7 @@ impl Decoder {
             "vote" => {
                 need(3)?;
                 let (a, na) = self.pred(&o[1])?;
-                let f = match m[2] {
+                let f = match modifier(&m, 2) {
                     "all" => Vote::All,
                     "any" => Vote::Any,
                     "uni" => Vote::Uni,
@@ -446,7 +467,7 @@ impl Decoder {
                 let wide = last_ty(&m)?.is_double();
                 let (d, p) = self.with_pred(&o[0])?;
                 Ok(Op::Match {
-                    all: m[1] == "all",
+                    all: modifier(&m, 1) == "all",
                     wide,
                     d,
                     p,
@@ -457,7 +478,7 @@ impl Decoder {
             "redux" => {
                 need(3)?;
                 Ok(Op::Redux {
-                    f: atomic(m[2])?,
+                    f: atomic(modifier(&m, 2))?,
                     signed: last_ty(&m)?.is_signed(),
                     d: self.word(&o[0])?,
                     a: self.word(&o[1])?,
@@ -484,6 +505,9 @@ impl Decoder {
                 };
                 let parts = self.vector(regs)?;
                 let (num, trans, addr) = (parts.len(), m.contains(&"trans"), self.addr(addr)?);
+                if !matches!(num, 1 | 2 | 4) {
+                    return Err(format!("{num} matrices"));
+                }
                 Ok(if base == "ldmatrix" {
                     Op::LdMatrix {
                         num,
@@ -565,6 +589,13 @@ impl Decoder {
             });
         }
         let wide = t.is_double();
+        for o in o {
+            if let Operand::Vector(parts) = o
+                && !matches!((parts.len(), t.bits()), (2 | 4, 32 | 64))
+            {
+                return Err(format!("{} parts of {t:?}", parts.len()));
+            }
+        }
         Ok(match (&o[0], &o[1]) {
             (d, Operand::Vector(parts)) => Op::Pack {
                 d: self.any(d, wide)?,
@@ -600,6 +631,11 @@ impl Decoder {
                 wide: false,
             }],
         };
+        let parts: Vec<Part> = parts;
+        let total = t.bits() as usize / 8 * parts.len();
+        if !matches!(total, 1 | 2 | 4 | 8 | 16) {
+            return Err(format!("{} parts of {t:?}", parts.len()));
+        }
         let (space, bytes, addr) = (space(m), (t.bits() / 8) as u8, self.addr(at)?);
         Ok(if load {
             Op::Ld {
@@ -629,16 +665,16 @@ impl Decoder {
             d => (self.pred(d)?.0, NONE),
         };
         let wide = t.is_double();
-        let with = match (m[2], o.get(3)) {
+        let with = match (modifier(m, 2), o.get(3)) {
             ("and" | "or" | "xor", Some(p)) => {
                 let (p, n) = self.pred(p)?;
-                Some((boolean(m[2])?, p, n))
+                Some((boolean(modifier(m, 2))?, p, n))
             }
             _ => None,
         };
         Ok(Op::Setp {
             ty: t,
-            cmp: cmp(m[1], t)?,
+            cmp: cmp(modifier(m, 1), t)?,
             d,
             other,
             a: self.any(&o[1], wide)?,
@@ -781,6 +817,9 @@ impl Decoder {
         let [dst, src, Operand::Int(bytes), rest @ ..] = o else {
             return Err("needs two addresses and a size".into());
         };
+        if !matches!(bytes, 4 | 8 | 16) {
+            return Err(format!("a copy of {bytes} bytes"));
+        }
         Ok(Op::CpAsync {
             bytes: *bytes as u8,
             dst: self.addr(dst)?,
@@ -824,7 +863,7 @@ impl Decoder {
                     signed,
                     d: self.word(&o[0])?,
                     a: self.word(&o[1])?,
-                    b: self.word(&o[2])?,
+                    b: self.word(operand(o, 2)?)?,
                     c: c.map_or(Ok(NONE), |c| self.word(c))?,
                 }
             } else {
@@ -832,7 +871,7 @@ impl Decoder {
                     signed,
                     d: self.double(&o[0])?,
                     a: self.word(&o[1])?,
-                    b: self.word(&o[2])?,
+                    b: self.word(operand(o, 2)?)?,
                     c: c.map_or(Ok(NONE), |c| self.double(c))?,
                 }
             });
@@ -841,6 +880,7 @@ impl Decoder {
             return self.arithmetic64(m, o, t);
         }
         let f = alu(m, t).ok_or_else(|| format!("not known for {t:?}"))?;
+        arity(m[0], o)?;
         let row = |d: &mut Decoder, i: usize| o.get(i).map_or(Ok(NONE), |x| d.word(x));
         // bfind and popc of 64 bits were taken above; everything else reads words.
         Ok(Op::Alu {
@@ -860,7 +900,7 @@ impl Decoder {
                 signed,
                 d: self.double(&o[0])?,
                 a: self.double(&o[1])?,
-                b: self.word(&o[2])?,
+                b: self.word(operand(o, 2)?)?,
             });
         }
         if matches!(m[0], "clz" | "popc") {
@@ -900,6 +940,7 @@ impl Decoder {
             ("not", _) => Alu64::Not,
             _ => return Err(format!("not known for {t:?}")),
         };
+        arity(m[0], o)?;
         let row = |d: &mut Decoder, i: usize| o.get(i).map_or(Ok(NONE), |x| d.double(x));
         Ok(Op::Alu64 {
             f,
@@ -908,6 +949,21 @@ impl Decoder {
             b: row(self, 2)?,
             c: row(self, 3)?,
         })
+    }
+}
+
+/// Arithmetic has as many operands as its name says.
+fn arity(name: &str, o: &[Operand]) -> Result<()> {
+    let n = match name {
+        "mad" | "fma" | "shf" | "bfe" | "prmt" => 4,
+        "neg" | "abs" | "not" | "sqrt" | "rcp" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos"
+        | "tanh" | "brev" | "clz" | "popc" | "bfind" => 2,
+        _ => 3,
+    };
+    if o.len() == n {
+        Ok(())
+    } else {
+        Err(format!("{} operands where {n} are needed", o.len()))
     }
 }
 
@@ -997,7 +1053,7 @@ fn alu(m: &[&str], t: Ty) -> Option<Alu> {
         ("not", _) => Alu::Not,
         ("shl", _) => Alu::Shl,
         ("shr", _) => pick(Alu::ShrU, Alu::ShrS),
-        ("shf", _) => match (m[1], m[2]) {
+        ("shf", _) => match (modifier(m, 1), modifier(m, 2)) {
             ("l", "wrap") => Alu::ShfLWrap,
             ("r", "wrap") => Alu::ShfRWrap,
             ("l", _) => Alu::ShfLClamp,

@@ -16,6 +16,9 @@ pub type Row = u16;
 /// A row that an absent operand names: it is read as zero and nobody reads what it gets.
 pub const NONE: Row = 0;
 
+/// A row for results that nobody wants.
+pub const SINK: Row = 1;
+
 /// No instruction: control flow joins only at the end.
 pub const END: usize = usize::MAX;
 

@@ -163,22 +163,21 @@ impl Global {
         }
     }
 
-    /// An address in words: the buffer around it, or the nearest one below.
+    /// An address in words: the buffer around it, or the nearest one.
     pub fn describe(&self, addr: u64) -> String {
         let i = self.live.partition_point(|a| a.base <= addr);
-        match i.checked_sub(1).map(|i| &self.live[i]) {
-            Some(a) if addr - a.base < a.bytes + RED_ZONE => {
+        let below = i.checked_sub(1).map(|i| &self.live[i]);
+        // Bytes past the one below, and before the one above.
+        let past = below.map_or(u64::MAX, |a| (addr - a.base).saturating_sub(a.bytes));
+        let before = self.live.get(i).map_or(u64::MAX, |a| a.base - addr);
+        match (below, self.live.get(i)) {
+            (Some(a), _) if past <= before && past < RED_ZONE => {
                 format!("byte {} of {} ({} bytes)", addr - a.base, a.label, a.bytes)
             }
-            _ => match self.live.get(i) {
-                Some(a) if a.base - addr < RED_ZONE => format!(
-                    "{} bytes before {} ({} bytes)",
-                    a.base - addr,
-                    a.label,
-                    a.bytes
-                ),
-                _ => format!("{addr:#x}, near no buffer"),
-            },
+            (_, Some(a)) if before < RED_ZONE => {
+                format!("{before} bytes before {} ({} bytes)", a.label, a.bytes)
+            }
+            _ => format!("{addr:#x}, near no buffer"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A thread's own memory, for all lanes of a warp.
 
 use super::byte_mask;
+use crate::fault::FaultKind;
 
 pub(crate) struct Local {
     words: Vec<u32>,
@@ -31,7 +32,7 @@ impl Local {
         at: u64,
         bytes: u64,
         out: &mut [u32; 4],
-    ) -> Result<bool, String> {
+    ) -> Result<bool, (FaultKind, String)> {
         self.bounds(at, bytes)?;
         let mask = byte_mask(at, bytes);
         let mut whole = true;
@@ -52,7 +53,7 @@ impl Local {
         at: u64,
         bytes: u64,
         value: &[u32; 4],
-    ) -> Result<(), String> {
+    ) -> Result<(), (FaultKind, String)> {
         self.bounds(at, bytes)?;
         for i in 0..(bytes / 4).max(1) {
             let index = ((at / 4 + i) * 32) as usize + lane;
@@ -68,11 +69,18 @@ impl Local {
         Ok(())
     }
 
-    fn bounds(&self, at: u64, bytes: u64) -> Result<(), String> {
-        if at.checked_add(bytes).is_some_and(|end| end <= self.bytes) {
-            Ok(())
-        } else {
-            Err(format!("byte {at} of {} local ones", self.bytes))
+    fn bounds(&self, at: u64, bytes: u64) -> Result<(), (FaultKind, String)> {
+        if !at.is_multiple_of(bytes) {
+            let what = format!("{bytes} bytes at byte {at} of the thread's own memory");
+            return Err((FaultKind::Misaligned, what));
         }
+        if at.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            let what = format!(
+                "{bytes} bytes at byte {at} of the thread's own memory ({} bytes)",
+                self.bytes
+            );
+            return Err((FaultKind::OutOfBounds, what));
+        }
+        Ok(())
     }
 }

@@ -97,7 +97,7 @@ fn number(text: &str, line: u32) -> Result<Token, ParseError> {
     let hex = |s: &str| u64::from_str_radix(s, 16).map_err(|_| bad());
     let (head, tail) = text.split_at(text.len().min(2));
     Ok(match head {
-        "0f" | "0F" => Token::F32(hex(tail)? as u32),
+        "0f" | "0F" => Token::F32(hex(tail)?.try_into().map_err(|_| bad())?),
         "0d" | "0D" => Token::F64(hex(tail)?),
         "0x" | "0X" => Token::Int(hex(tail.trim_end_matches('U'))?),
         _ => Token::Int(text.trim_end_matches('U').parse().map_err(|_| bad())?),

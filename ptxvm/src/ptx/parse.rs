@@ -7,9 +7,16 @@ use super::{Entry, Instr, Loc, Module, Operand, ParseError, RegClass, Var};
 
 type Result<T> = std::result::Result<T, ParseError>;
 
+/// Bytes of a variable: more than kernels declare.
+const MOST_BYTES: usize = 1 << 28;
+/// Brackets within brackets of an operand.
+const DEEPEST: usize = 8;
+
 pub(super) struct Parser {
     tokens: Vec<Spanned>,
     at: usize,
+    /// Brackets around the operand that is read.
+    depth: usize,
 }
 
 /// Names between a pair of braces: inline assembly brings its own.
@@ -34,7 +41,11 @@ struct Function {
 
 impl Parser {
     pub(super) fn new(tokens: Vec<Spanned>) -> Parser {
-        Parser { tokens, at: 0 }
+        Parser {
+            tokens,
+            at: 0,
+            depth: 0,
+        }
     }
 
     pub(super) fn module(mut self) -> Result<Module> {
@@ -205,8 +216,12 @@ impl Parser {
             let name = self.name()?;
             let first = entry(f).regs.len() as u32;
             if self.punct('<') {
-                let count = self.int()? as u32;
+                let count = self.int()?;
                 self.expect('>')?;
+                // Rows have numbers of 16 bits; nvcc stays far below.
+                let Some(count) = u32::try_from(count).ok().filter(|c| *c <= 1 << 16) else {
+                    return self.fail(format!("{count} registers"));
+                };
                 scope(f).ranges.push((name, first, count));
                 let regs = &mut entry(f).regs;
                 regs.resize(regs.len() + count as usize, class);
@@ -260,6 +275,9 @@ impl Parser {
             None
         };
         let op: Vec<String> = self.name()?.split('.').map(String::from).collect();
+        if op[0] == "call" {
+            return self.fail("call: functions are not run, printf is one".into());
+        }
         let mut operands = Vec::new();
         while !self.punct(';') {
             let operand = self.operand(f, operands.len())?;
@@ -281,6 +299,16 @@ impl Parser {
     }
 
     fn operand(&mut self, f: &mut Function, index: usize) -> Result<Operand> {
+        if self.depth == DEEPEST {
+            return self.fail("an operand within too many brackets".into());
+        }
+        self.depth += 1;
+        let operand = self.operand_here(f, index);
+        self.depth -= 1;
+        operand
+    }
+
+    fn operand_here(&mut self, f: &mut Function, index: usize) -> Result<Operand> {
         if self.punct('{') {
             let mut parts = Vec::new();
             while !self.punct('}') {
@@ -295,13 +323,15 @@ impl Parser {
             let offset = if self.punct('+') {
                 let negative = self.punct('-');
                 let n = self.int()? as i64;
-                if negative { -n } else { n }
+                if negative { n.wrapping_neg() } else { n }
             } else {
                 0
             };
             self.expect(']')?;
             return Ok(match base {
-                Operand::Int(n) => Operand::Memory(Box::new(Operand::Int(0)), n as i64 + offset),
+                Operand::Int(n) => {
+                    Operand::Memory(Box::new(Operand::Int(0)), (n as i64).wrapping_add(offset))
+                }
                 base => Operand::Memory(Box::new(base), offset),
             });
         }
@@ -353,7 +383,7 @@ impl Parser {
     }
 
     fn variable(&mut self) -> Result<Var> {
-        let (mut align, mut element) = (1, 1);
+        let (mut align, mut element) = (1usize, 1usize);
         let name = loop {
             match self.next() {
                 Some(Token::Name(n)) if n == ".align" => align = self.int()? as usize,
@@ -368,14 +398,20 @@ impl Parser {
                 other => return self.fail(format!("expected a variable, found {other:?}")),
             }
         };
-        let mut count = 1;
+        let mut count = 1usize;
         while self.punct('[') {
-            count *= match self.peek() {
-                Some(Token::Int(_)) => self.int()? as usize,
+            count = match self.peek() {
+                Some(Token::Int(_)) => count.saturating_mul(self.int()? as usize),
                 _ => 0,
             };
             self.expect(']')?;
         }
+        if !align.is_power_of_two() || align > 1 << 16 {
+            return self.fail(format!("{name} is aligned to {align} bytes"));
+        }
+        let Some(size) = element.checked_mul(count).filter(|s| *s <= MOST_BYTES) else {
+            return self.fail(format!("{name} is too large"));
+        };
         let mut init = None;
         if self.punct('=') {
             init = Some(self.initialiser(element)?);
@@ -384,7 +420,7 @@ impl Parser {
         Ok(Var {
             name,
             align,
-            size: element * count,
+            size,
             init,
         })
     }
