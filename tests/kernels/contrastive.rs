@@ -130,6 +130,8 @@ impl Case for Loss {
                 Pair::PartnerAnchor => (true, partner, anchor, m.partners().len()),
                 Pair::ImagePartner => (false, m.items.start, partner, m.partners().len()),
             };
+            let used = self.weight(&step.weights) != 0.0;
+            let n = if used { n } else { 0 };
             let a = if a_is_text { &text } else { &image };
             let row = |x: &[f64], i: usize| x[i * e..][..e].to_vec();
             let logit = |i: usize, j: usize| {
