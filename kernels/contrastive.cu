@@ -5,12 +5,14 @@
 //           D_ij = exp(l_ij - lse[i].0) + exp(l_ij - lse[j].1) - 2 [i = j] and
 //           s = 100 w loss_scale / 2n:  db = s D^T a,  da = s D b.
 //           Pair 0: a images, b anchors; 1: a partners, b anchors; 2: a images, b partners.
-// Arguments image dimage (N, E) f16; text dtext (S, E) f16; lse terms (N, 2) f32; loss (G) f32;
-//           step StepParams. A member's texts are its anchors, then as many partners or none.
+// Arguments image dimage (N, E) f16; text dtext (S, E) f16; lse low terms (N, 2) f32; loss (G)
+//           f32; step StepParams. low is what rounding took from lse, which is near 100, so that
+//           a small 1 - exp(l_ii - lse) keeps its digits. A member's texts are its anchors, then as
+//           many partners or none.
 // Layout    Rows lie `ld` halves apart, a multiple of 8, each pointer at 16 bytes; columns E..ld
 //           are zero where read and written as zero.
-// Writes    = lse, terms, loss (0 where w is 0 or there are no partners), dtext of all texts, zero
-//           where no gradient flows, dimage (null: not wanted).
+// Writes    = lse, low, terms, loss (0 where w is 0 or there are no partners), dtext of all texts,
+//           zero where no gradient flows, dimage (null: not wanted).
 // Source    Radford et al., "Learning transferable visual models" (2021), figure 3; running sums:
 //           Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 #include "gemm.cuh"
@@ -23,7 +25,8 @@ enum Pair { IMAGE_ANCHOR = 0, PARTNER_ANCHOR = 1, IMAGE_PARTNER = 2 };
 enum Target { ANCHORS = 0, PARTNERS = 1, IMAGES = 2 };
 
 constexpr float LOGIT_SCALE = 100.f;
-// Columns of a gradient block. D is in [-2, 2]; times 2^14 its small entries stay normal in f16.
+// Columns of a gradient block. D is in [-2, 2]; times 2^14 its small entries stay normal in f16. It
+// is spent as a rounded part and the rest: sums over features that share a mean cancel.
 constexpr int COLS = 256;
 constexpr float D_SCALE = 16384.f;
 
@@ -63,6 +66,9 @@ __forceinline__ __device__ Operand side_rows(const Work& w, int pair, int side, 
     return {(is_image ? image : text) + row * ld, ld, w.n};
 }
 
+// Never fused with what is subtracted: the backward must see the forward's bits.
+__forceinline__ __device__ float logit(float cosine) { return __fmul_rn(LOGIT_SCALE, cosine); }
+
 // Joins two pairs of a maximum and a sum of exp(x - maximum).
 __forceinline__ __device__ void merge(float& max, float& sum, float other_max, float other_sum) {
     float top = fmaxf(max, other_max);
@@ -85,8 +91,8 @@ __forceinline__ __device__ float quad_sum(float x) {
 // A block has 64 rows of one side against all of the other; logits live in registers.
 // Grid: (ceil(N / 64) of the bucket + G, 2 sides); block: 256.
 extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
-    float* lse, float* terms, const __half* image, const __half* text, const StepParams* step,
-    int pair, int E, int ld) {
+    float* lse, float* low, float* terms, const __half* image, const __half* text,
+    const StepParams* step, int pair, int E, int ld) {
     __shared__ __align__(16) __half shared[T::SHARED];
     __shared__ float part[3][2][ITEM_TILE];   // max, sum and own logit, by half of the columns
     Work w = find_work(step, pair);
@@ -96,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
     long long at = 2ll * (w.item0 + i) + side;
     bool writes = threadIdx.x < ITEM_TILE && i < w.n_items;
     if (w.n <= 0 || w.weight == 0.f) {
-        if (writes) lse[at] = terms[at] = 0.f;
+        if (writes) lse[at] = low[at] = terms[at] = 0.f;
         return;
     }
     Operand x = side_rows(w, pair, side, image, text, ld);
@@ -113,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
 #pragma unroll
             for (int k = 0; k < 2 * T::NI; ++k) {
                 int col = j0 + T::warp_n() + k / 2 * 8 + 2 * q + k % 2;
-                l[k] = col < w.n ? LOGIT_SCALE * acc[0][k / 2][2 * h + k % 2] : -INFINITY;
+                l[k] = col < w.n ? logit(acc[0][k / 2][2 * h + k % 2]) : -INFINITY;
                 top = fmaxf(top, l[k]);
                 if (col == row && col < w.n) own[h] = l[k];
             }
@@ -138,9 +144,11 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
     int row = threadIdx.x;
     float m = part[0][0][row], s = part[1][0][row];
     merge(m, s, part[0][1][row], part[1][1][row]);
-    float value = m + logf(s);
+    float rest = logf(s), value = m + rest;
     lse[at] = value;
-    terms[at] = value - (part[2][0][row] + part[2][1][row]);
+    low[at] = m - value + rest;
+    // Where the pair has the largest logit, as it should, the difference is exactly 0.
+    terms[at] = m - (part[2][0][row] + part[2][1][row]) + rest;
 }
 
 // Grid: G; block: 128.
@@ -165,9 +173,9 @@ extern "C" __global__ void __launch_bounds__(128) contrastive_loss_f32(
 // Grid: (ceil(N / 64) of the bucket + G, ceil(E / 256), 2, or 3 with dimage); block: 256.
 extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
     __half* dtext, __half* dimage, const __half* image, const __half* text, const float* lse,
-    const StepParams* step, int pair, int E, int ld) {
+    const float* low, const StepParams* step, int pair, int E, int ld) {
     __shared__ __align__(16) __half shared[ITEM_TILE * COLS];   // holds T::SHARED too
-    __shared__ __align__(16) __half d[ITEM_TILE * ITEM_TILE];
+    __shared__ __align__(16) __half d[2][ITEM_TILE * ITEM_TILE];
     static_assert(T::SHARED <= ITEM_TILE * COLS, "the logits' stages fit");
     Work w = find_work(step, pair);
     int target = blockIdx.z, Ep = (E + 7) / 8 * 8, e0 = blockIdx.y * COLS;
@@ -186,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
         scale = w.weight * w.loss_scale * LOGIT_SCALE / (2.f * w.n) / D_SCALE;
         Operand x = side_rows(w, pair, side, image, text, ld);
         Operand y = side_rows(w, pair, 1 - side, image, text, ld);
-        const float* own = lse + 2ll * w.item0;
+        const float *high = lse + 2ll * w.item0, *rest = low + 2ll * w.item0;
         for (int j0 = 0; j0 < w.n; j0 += T::BN) {
             float acc[1][T::NI][4] = {};
             T::run<Table::N_K>(acc, shared, x, y, w.i0, j0, Ep);
@@ -206,29 +214,38 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
                 float v[2];
 #pragma unroll
                 for (int c = 0; c < 2; ++c) {
-                    float l = LOGIT_SCALE * acc[0][j][2 * h + c];
+                    float l = logit(acc[0][j][2 * h + c]);
+                    int mine = 2 * i + side, other = 2 * (col + c) + 1 - side;
                     bool inside = i < w.n && col + c < w.n;
                     v[c] = !inside ? 0.f
-                                   : __expf(l - own[2 * i + side]) +
-                                         __expf(l - own[2 * (col + c) + 1 - side]) -
+                                   : __expf(l - high[mine] - rest[mine]) +
+                                         __expf(l - high[other] - rest[other]) -
                                          (i == col + c ? 2.f : 0.f);
                 }
                 int at = swizzle<ITEM_TILE / 8>(row, T::warp_n() / 8 + j) + 2 * q;
-                *reinterpret_cast<unsigned*>(d + at) = pack2(D_SCALE * v[0], D_SCALE * v[1]);
+                unsigned high = pack2(D_SCALE * v[0], D_SCALE * v[1]);
+                float2 back = unpack2(high);
+                *reinterpret_cast<unsigned*>(d[0] + at) = high;
+                *reinterpret_cast<unsigned*>(d[1] + at) =
+                    pack2(D_SCALE * v[0] - back.x, D_SCALE * v[1] - back.y);
             }
             cp_async_wait<0>();
             __syncthreads();
 #pragma unroll
             for (int k = 0; k < ITEM_TILE; k += 16) {
-                unsigned a[4], b[4];
+                unsigned a[4], rest[4], b[4];
                 int row = T::warp_m() + lane % 16;
-                ldmatrix4(a, d + swizzle<ITEM_TILE / 8>(row, k / 8 + lane / 16));
+                int at = swizzle<ITEM_TILE / 8>(row, k / 8 + lane / 16);
+                ldmatrix4(a, d[0] + at);
+                ldmatrix4(rest, d[1] + at);
 #pragma unroll
                 for (int j = 0; j < COLS / 16; j += 2) {
                     int chunk = T::warp_n() / T::WN * (COLS / 16) + j + lane / 16;
                     ldmatrix4_trans(b, shared + swizzle<COLS / 8>(k + lane % 16, chunk));
                     mma16816(o[j], a, b[0], b[1]);
                     mma16816(o[j + 1], a, b[2], b[3]);
+                    mma16816(o[j], rest, b[0], b[1]);
+                    mma16816(o[j + 1], rest, b[2], b[3]);
                 }
             }
             __syncthreads();

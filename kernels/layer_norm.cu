@@ -171,8 +171,8 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
         }
     }
     if constexpr (PARAMS) {
-        // Column 256 i + 8 lane + j at (8 i + j, lane): with rows of 36 no bank is hit twice, neither
-        // by lanes nor by columns.
+        // Column 256 i + 8 lane + j at (8 i + j, lane): with rows of 36 no bank is hit twice,
+        // neither by lanes nor by columns.
         __shared__ float sums[2][VECS * 8][36];
         for (int turn = 0; turn < WARPS; ++turn) {
             if (turn == warp) {

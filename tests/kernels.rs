@@ -45,8 +45,8 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "lora_linear.dlora_a",  error: 4e-3, nmse: 2e-7  }, // 8.1e-4, 4.4e-8
     Limit { name: "lora_linear.dlora_b",  error: 4e-3, nmse: 8e-6  }, // 8.1e-4, 1.8e-6
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
-    Limit { name: "contrastive.loss",     error: 4e-5, nmse: 4e-10 }, // 9.1e-6, 8.5e-11
-    Limit { name: "contrastive.lse",      error: 2e-6, nmse: 7e-13 }, // 3.7e-7, 1.6e-13
-    Limit { name: "contrastive.dtext",    error: 3e-2, nmse: 4e-6  }, // 5.5e-3, 8.6e-7
-    Limit { name: "contrastive.dimage",   error: 2e-2, nmse: 3e-6  }, // 3.5e-3, 5.7e-7
+    Limit { name: "contrastive.loss",     error: 2e-5, nmse: 3e-10 }, // 3.8e-6, 5.7e-11
+    Limit { name: "contrastive.lse",      error: 2e-6, nmse: 4e-13 }, // 3.0e-7, 9.0e-14
+    Limit { name: "contrastive.dtext",    error: 2e-3, nmse: 3e-7  }, // 3.8e-4, 6.2e-8
+    Limit { name: "contrastive.dimage",   error: 2e-3, nmse: 3e-7  }, // 3.7e-4, 5.5e-8
 ];

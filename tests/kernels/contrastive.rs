@@ -28,10 +28,10 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Unit rows, texts near their images, so that the loss is neither 0 nor log n.
+    /// Unit rows, texts near their images and all of them near one another, as CLIP's are.
     fn features(&self, w: &World) -> (Vec<f32>, Vec<f32>) {
         let e = self.e;
-        let image = w.rows("image", Rows::Items, e, 1.0);
+        let mut image = w.rows("image", Rows::Items, e, 1.0);
         let mut text = w.rows("text", Rows::Seqs, e, 1.0);
         for m in &w.batch.members {
             for s in m.seqs.clone() {
@@ -40,6 +40,10 @@ impl Loss {
                     text[s * e + j] += 0.3 * image[item * e + j];
                 }
             }
+        }
+        let mean = w.param("mean", false, e, (0.0, 1.5));
+        for row in image.chunks_mut(e).chain(text.chunks_mut(e)) {
+            row.iter_mut().zip(&mean).for_each(|(x, m)| *x += m);
         }
         (unit(image, e), unit(text, e))
     }
@@ -68,7 +72,7 @@ impl Case for Loss {
         d.rows("text", Rows::Seqs, self.e, &text);
         d.poison_rows("dtext", Rows::Seqs, self.e);
         d.poison_rows("dimage", Rows::Items, self.e);
-        for name in ["lse", "terms"] {
+        for name in ["lse", "low", "terms"] {
             d.poison_f32(name, d.step().rows(Rows::Items), 2);
         }
         let members = w.seeds.len();
@@ -77,11 +81,12 @@ impl Case for Loss {
 
     fn launch(&self, d: &Device) -> Result<()> {
         let (pair, image, text, lse) = (self.pair, d.get("image"), d.get("text"), d.get("lse"));
-        let (loss, terms) = (d.get("loss"), d.get("terms"));
+        let (loss, low, terms) = (d.get("loss"), d.get("low"), d.get("terms"));
         let op = Forward {
             pair,
             loss,
             lse,
+            low,
             terms,
             image,
             text,
@@ -94,6 +99,7 @@ impl Case for Loss {
             image,
             text,
             lse,
+            low,
         };
         backward(d.context(), &op)
     }
@@ -124,6 +130,8 @@ impl Case for Loss {
                 Pair::PartnerAnchor => (true, partner, anchor, m.partners().len()),
                 Pair::ImagePartner => (false, m.items.start, partner, m.partners().len()),
             };
+            let used = self.weight(&step.weights) != 0.0;
+            let n = if used { n } else { 0 };
             let a = if a_is_text { &text } else { &image };
             let row = |x: &[f64], i: usize| x[i * e..][..e].to_vec();
             let logit = |i: usize, j: usize| {

@@ -76,7 +76,8 @@ impl World {
                 image_anchor: 1.0 + m.3 as f32 / 8.0,
                 mse: 0.0,
                 partner_anchor: 0.5,
-                image_partner: 0.25,
+                // The fifth has no use for it: it is not computed.
+                image_partner: if m.3 == 5 { 0.0 } else { 0.25 },
                 stop_partner: m.3 % 4 == 1,
             },
             loss_scale: [1.0, 64.0, 1024.0][m.3 as usize % 3],
@@ -134,8 +135,11 @@ pub struct Device {
     tensors: RefCell<HashMap<String, DeviceTensor>>,
 }
 
+/// A driver; the same once more where it is the virtual machine.
+type Opened = (Rc<dyn Driver>, Option<Rc<VmDriver>>);
+
 /// The virtual machine, or the GPU of `CROSSTUNE_TEST_DEVICE`, which takes its own order.
-fn driver(order_seed: Option<u64>) -> Result<(Rc<dyn Driver>, Option<Rc<VmDriver>>)> {
+fn driver(order_seed: Option<u64>) -> Result<Opened> {
     match std::env::var("CROSSTUNE_TEST_DEVICE") {
         Ok(name) => {
             let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());

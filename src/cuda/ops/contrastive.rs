@@ -17,6 +17,8 @@ pub struct Forward {
     pub loss: DeviceTensor,
     /// (N, 2) f32
     pub lse: DeviceTensor,
+    /// (N, 2) f32 what rounding took from `lse`.
+    pub low: DeviceTensor,
     /// (N, 2) f32 scratch: the terms of the losses.
     pub terms: DeviceTensor,
     /// (N, E) f16 unit rows.
@@ -40,6 +42,8 @@ pub struct Backward {
     pub text: DeviceTensor,
     /// (N, 2) f32 as the forward left it.
     pub lse: DeviceTensor,
+    /// (N, 2) f32 as the forward left it.
+    pub low: DeviceTensor,
 }
 
 /// Launches the forward kernels.
@@ -52,6 +56,7 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
     let (items, members) = (cx.step.rows(Rows::Items), cx.step.bucket().members);
     check.f32("loss", &op.loss, (members, 1, 1))?;
     check.f32("lse", &op.lse, (0, items, 2))?;
+    check.f32("low", &op.low, (0, items, 2))?;
     check.f32("terms", &op.terms, (0, items, 2))?;
     let launch = Launch {
         file: "contrastive",
@@ -61,6 +66,7 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
     };
     let args = [
         op.lse.into(),
+        op.low.into(),
         op.terms.into(),
         op.image.into(),
         op.text.into(),
@@ -93,6 +99,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         check.rows("dimage", dimage, (items, e), ld)?;
     }
     check.f32("lse", &op.lse, (0, items, 2))?;
+    check.f32("low", &op.low, (0, items, 2))?;
     let targets = if op.dimage.is_some() { 3 } else { 2 };
     let launch = Launch {
         file: "contrastive",
@@ -106,6 +113,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         op.image.into(),
         op.text.into(),
         op.lse.into(),
+        op.low.into(),
         Arg::Ptr(cx.step.params()),
         pair_arg(op.pair),
         int(e),
