@@ -372,7 +372,9 @@ fn approximations() -> Vec<Case> {
     };
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     type F = fn(f64, f64) -> f64;
-    let table: [(&str, &[[u64; 3]], f64, f64, F); 10] = [
+    // The inputs, and the absolute and the relative bound.
+    type Row<'a> = (&'a str, &'a [[u64; 3]], f64, f64, F);
+    let table: [Row<'_>; 10] = [
         (
             "ex2.approx.f32 %r32, %a32;",
             &small,

@@ -54,7 +54,8 @@ fn shuffles() -> Vec<Case> {
                 if j <= last { (j, true) } else { (t, false) }
             };
             let idx = move |t: u32| (base(t) + by % width, true);
-            let modes: [(&str, u32, &dyn Fn(u32) -> (u32, bool)); 4] = [
+            type Source<'a> = &'a dyn Fn(u32) -> (u32, bool);
+            let modes: [(&str, u32, Source<'_>); 4] = [
                 ("up", 0, &up),
                 ("down", 31, &down),
                 ("bfly", 31, &bfly),
