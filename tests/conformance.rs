@@ -17,6 +17,7 @@ fn file(case: &Case) -> KernelFile {
     KernelFile {
         name,
         fatbin: text.as_bytes(),
+        ptxas: "",
         ptx: &text[..text.len() - 1],
     }
 }
