@@ -1,6 +1,7 @@
 //! Adapters: which tensors are trained, and what is added to the frozen model.
 
 pub mod file;
+pub mod merge;
 
 use crate::bad_input;
 use crate::error::Result;

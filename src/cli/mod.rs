@@ -6,6 +6,7 @@ mod demo;
 mod encode;
 mod eval;
 mod inspect;
+mod merge;
 mod method;
 mod plan;
 mod run_folder;
@@ -68,6 +69,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Write a checkpoint as safetensors.
     Convert(convert::Args),
+    /// Fold an adapter into its model.
+    Merge(merge::Args),
 }
 
 /// Parses the command line, runs the command and maps its error to an exit code.
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(*args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Convert(args) => convert::run(args, output),
+        Command::Merge(args) => merge::run(args, output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -120,6 +124,17 @@ fn check_target(path: &Path, force: bool) -> Result<(), Error> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses a folder to be written that exists, or whose own folder does not.
+fn check_new_folder(path: &Path) -> Result<(), Error> {
+    if path.exists() {
+        return Err(bad_input!(
+            "{}: already exists; nothing is overwritten, choose another folder",
+            path.display()
+        ));
+    }
+    check_target(path, false)
 }
 
 /// Parses a number that is neither NaN nor infinite.
