@@ -2,6 +2,8 @@
 
 pub mod file;
 pub mod merge;
+pub mod peft;
+pub mod peft_config;
 
 use crate::bad_input;
 use crate::error::Result;
@@ -14,7 +16,8 @@ pub struct LoraConfig {
     pub rank: usize,
     /// The branch is multiplied by alpha / R.
     pub alpha: f32,
-    /// Name endings of the linear layers that get one: `query`, `value`, `output.dense` ...
+    /// Name endings of the linear layers that get one: `query`, `value`, `output.dense`; or
+    /// `layer.3.output.dense` for one of them.
     pub targets: Vec<String>,
 }
 
@@ -77,6 +80,18 @@ pub fn ends_with(name: &str, suffix: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// `attention.self.query` of `layer.3.attention.self.query`, which names one layer's; other targets
+/// as they are.
+fn without_layer(target: &str) -> &str {
+    let numbered = target
+        .strip_prefix("layer.")
+        .and_then(|t| t.split_once('.'));
+    match numbered {
+        Some((n, linear)) if n.parse::<u32>().is_ok() && LINEAR_LAYERS.contains(&linear) => linear,
+        _ => target,
+    }
+}
+
 impl Adapter {
     /// The original's: LoRA beside query and value, and the layer norms of every block.
     pub fn lora(rank: usize) -> Adapter {
@@ -135,7 +150,8 @@ impl Adapter {
                 ));
             }
             for target in &lora.targets {
-                if !LINEAR_LAYERS.iter().any(|l| ends_with(l, target)) {
+                let ending = without_layer(target);
+                if !LINEAR_LAYERS.iter().any(|l| ends_with(l, ending)) {
                     let list = LINEAR_LAYERS.join(", ");
                     return Err(bad_input!(
                         "targets: no linear layer ends in `{target}`; there are {list}"

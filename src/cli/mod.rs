@@ -5,6 +5,8 @@ mod data;
 mod demo;
 mod encode;
 mod eval;
+mod export;
+mod import;
 mod inspect;
 mod merge;
 mod method;
@@ -71,6 +73,10 @@ enum Command {
     Convert(convert::Args),
     /// Fold an adapter into its model.
     Merge(merge::Args),
+    /// Write an adapter in another program's format.
+    Export(export::Args),
+    /// Read an adapter of another program.
+    Import(import::Args),
 }
 
 /// Parses the command line, runs the command and maps its error to an exit code.
@@ -89,6 +95,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args, output),
         Command::Convert(args) => convert::run(args, output),
         Command::Merge(args) => merge::run(args, output),
+        Command::Export(args) => export::run(args, output),
+        Command::Import(args) => import::run(args, output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
