@@ -392,6 +392,20 @@ fn what_peft_has_and_we_have_not_is_named() {
         w.write("peft/adapter_model.safetensors", &tensors);
     }
     w.edit_header("peft/adapter_model.safetensors", |h| {
+        h[&a]["shape"] = json!([4, 16]);
+    });
+    set(
+        &w,
+        "rank_pattern",
+        json!({"layer.1.attention.self.query": 4}),
+    );
+    refused(
+        &IMPORT,
+        "rank_pattern gives transformer.encoder.layer.1.attention.self.query the rank 4 and",
+    );
+    w.write("peft/adapter_config.json", &config);
+    w.write("peft/adapter_model.safetensors", &tensors);
+    w.edit_header("peft/adapter_model.safetensors", |h| {
         h[&a]["shape"] = json!([2, 16, 2])
     });
     refused(
@@ -434,6 +448,129 @@ fn what_peft_cannot_hold_is_refused() {
         assert!(ran.code == 2 && ran.stderr.contains(says), "{}", ran.stderr);
         assert!(!w.path("peft").exists());
     }
+}
+
+const DELTA: [&str; 5] = [
+    "import",
+    "--from=opendelta",
+    "--model=model",
+    "--adapter=delta",
+    "--out=back.safetensors",
+];
+
+/// A delta folder: our tensors by their own names, with nothing that says what they are.
+fn delta(w: &World, settings: &Value) {
+    std::fs::create_dir(w.path("delta")).expect("made");
+    w.write("delta/model.safetensors", w.read(ADAPTER));
+    w.edit_header("delta/model.safetensors", |h| {
+        h.as_object_mut().expect("an object").remove("__metadata__");
+    });
+    w.write("delta/config.json", settings.to_string());
+}
+
+#[test]
+fn an_adapter_of_opendelta_is_ours_by_other_words() {
+    let all = "--targets=query,key,value,attention.output.dense";
+    for more in [
+        &["--alpha=3"] as &[&str],
+        &[all, "--alpha=3", "--train-head"],
+        &["--method=layernorm", "--rank="],
+    ] {
+        let w = trained(more);
+        delta(
+            &w,
+            &json!({"delta_type": "lora", "lora_r": 2, "lora_alpha": 3}),
+        );
+        w.run(DELTA).ok();
+        let load = |name: &str| AdapterFile::load(&w.path(name)).expect("an adapter");
+        let (want, back) = (load(ADAPTER), load("back.safetensors"));
+        assert_eq!(back.tensors, want.tensors);
+        let model = w.path("model");
+        assert_eq!(features(&model, Some(&back)), features(&model, Some(&want)));
+        // PECTVLM's file says no alpha.
+        let file = [
+            "--from=pectvlm",
+            "--adapter=delta/model.safetensors",
+            "--force",
+        ];
+        let import = |more: &[&str]| {
+            let args = ["import", "--model=model", "--out=back.safetensors"];
+            w.run(args.iter().chain(&file).chain(more)).ok();
+            load("back.safetensors").config.lora.map(|l| l.alpha)
+        };
+        let lora = !more.contains(&"--rank=");
+        assert_eq!(import(&[]), lora.then_some(16.0));
+        assert_eq!(import(&["--alpha=3"]), lora.then_some(3.0));
+        if lora {
+            let kind = w.run(["inspect", "delta", "--json"]).ok().json();
+            assert_eq!(kind["report"]["kind"], "adapter");
+        }
+    }
+}
+
+#[test]
+fn what_opendelta_has_and_we_have_not_is_named() {
+    let w = trained(&[]);
+    delta(&w, &json!({}));
+    let tensors = w.read("delta/model.safetensors");
+    let a = "transformer.encoder.layer.1.attention.self.query.lora.lora_A";
+    let dense = "transformer.encoder.layer.0.output.dense";
+    let down = format!("{dense}.adapter.modulelist.down_proj.weight");
+    let prompt = "soft_prompt_layer.soft_embeds".to_string();
+    let cases: [(String, Value, &str); 5] = [
+        (
+            down,
+            json!([2, 32]),
+            "down_proj.weight cannot be represented: beside LoRA",
+        ),
+        (
+            prompt,
+            json!([2, 32]),
+            "soft_embeds belongs to no BERT, XLM-R or M-CLIP",
+        ),
+        (
+            a.into(),
+            json!([4, 16]),
+            "query has 4 rows and that of transformer.encoder.layer.0.",
+        ),
+        (
+            a.replace("_A", "_C"),
+            json!([2, 32]),
+            "lora_C cannot be represented",
+        ),
+        (
+            a.replace("query", "key"),
+            json!([2, 32]),
+            "has no tensor for transformer.encoder.layer.1",
+        ),
+    ];
+    for (name, shape, says) in cases {
+        w.edit_header("delta/model.safetensors", |h| {
+            let fields = h.as_object_mut().expect("an object");
+            let mut tensor = fields.remove(a).expect("a tensor");
+            tensor["shape"] = shape.clone();
+            fields.insert(name.clone(), tensor);
+        });
+        let before = w.snapshot();
+        let ran = w.run(DELTA);
+        assert_eq!(
+            (ran.code, ran.stderr.lines().count()),
+            (2, 1),
+            "{}",
+            ran.stderr
+        );
+        assert!(ran.stderr.contains(says), "{}\n{says}", ran.stderr);
+        assert!(w.snapshot() == before);
+        w.write("delta/model.safetensors", &tensors);
+    }
+    w.run(EXPORT).ok();
+    let ran = w.run(IMPORT.iter().chain(&["--alpha=3"]));
+    assert!(
+        ran.code == 2
+            && ran
+                .stderr
+                .contains("adapter_config.json says it; drop --alpha")
+    );
 }
 
 #[test]

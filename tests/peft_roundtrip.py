@@ -8,6 +8,7 @@ Prints a line of JSON a case: the largest difference of features over the larges
 1 if one is above BOUND.
 """
 
+import collections
 import json
 import pathlib
 import subprocess
@@ -132,6 +133,18 @@ def ours_to_peft(world, name, encoder=False):
     world.report(name, want, *world.ours(name, adapter))
 
 
+def pectvlm(world):
+    """A file as PECTVLM saves it: names of OpenDelta from `transformer.` on, alpha 16."""
+    tensors = load_file(world.folder / "run/adapter_last.safetensors")
+    torch.save(collections.OrderedDict(tensors), world.folder / "text_model_best.ckpt")
+    out = "pectvlm.safetensors"
+    world.run("import", "--from=pectvlm", "--adapter=text_model_best.ckpt", "--model=model", "--out", out)
+    again = load_file(world.folder / out)
+    assert tensors.keys() == again.keys(), tensors.keys() ^ again.keys()
+    assert all(torch.equal(v, again[k]) for k, v in tensors.items()), "values changed"
+    print(json.dumps({"case": "pectvlm", "tensors": len(again)}))
+
+
 def main():
     world = World(pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve())
     norms = "output.LayerNorm"
@@ -158,6 +171,7 @@ def main():
         peft_to_ours(world, f"encoder-{name}", cases[name], encoder=True)
     ours_to_peft(world, "ours-m-clip")
     ours_to_peft(world, "ours-encoder", encoder=True)
+    pectvlm(world)
     print(json.dumps({"torch": torch.__version__, "peft": peft.__version__}))
     sys.exit(world.failed)
 

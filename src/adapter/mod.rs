@@ -1,7 +1,9 @@
 //! Adapters: which tensors are trained, and what is added to the frozen model.
 
 pub mod file;
+pub mod found;
 pub mod merge;
+pub mod opendelta;
 pub mod peft;
 pub mod peft_config;
 

@@ -12,7 +12,7 @@ use super::{Output, check_new_folder};
 
 /// Another program's format.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Format {
+enum Format {
     /// Hugging Face PEFT, LoRA: adapter_config.json and adapter_model.safetensors.
     Peft,
 }
