@@ -266,6 +266,26 @@ fn settings_of_peft_become_ours() {
 }
 
 #[test]
+fn a_target_may_name_one_layer() {
+    let w = trained(&["--targets=layer.1.attention.self.key,value"]);
+    let file = AdapterFile::load(&w.path(ADAPTER)).expect("an adapter");
+    let branches: Vec<_> = file
+        .tensors
+        .iter()
+        .filter(|t| t.0.ends_with("lora_A"))
+        .collect();
+    assert_eq!(branches.len(), 3);
+    let ran = w.train("no", &["--targets=layer.2.attention.self.key"]);
+    let says = "error: targets: `layer.2.attention.self.key` is of no layer; the model's 2 are";
+    assert!(ran.code == 2 && ran.stderr.contains(says), "{}", ran.stderr);
+    let ran = w.train("no", &["--targets=layer.1.nothing"]);
+    assert!(
+        ran.stderr
+            .contains("no linear layer ends in `layer.1.nothing`")
+    );
+}
+
+#[test]
 fn layer_norms_that_peft_did_not_save_are_the_models() {
     let w = trained(&[]);
     w.run(EXPORT).ok();

@@ -136,6 +136,25 @@ impl Adapter {
             .then_some(lora)
     }
 
+    /// Checks that the layers which targets number are there.
+    ///
+    /// # Errors
+    /// The target of a layer that a model of `layers` has not.
+    pub fn check_layers(&self, layers: usize) -> Result<()> {
+        let targets = self.lora.iter().flat_map(|l| &l.targets);
+        for target in targets {
+            let number = target
+                .strip_prefix("layer.")
+                .and_then(|t| t.split('.').next());
+            if number.is_some_and(|n| n.parse().is_ok_and(|n: usize| n >= layers)) {
+                return Err(bad_input!(
+                    "targets: `{target}` is of no layer; the model's {layers} are counted from 0"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
