@@ -391,7 +391,9 @@ fn quiet_and_json_keep_their_streams_clean() {
 fn every_help_teaches_by_an_example() {
     let w = World::new();
     let top = w.run(["--help"]).ok().stdout;
-    for command in ["train", "eval", "encode", "plan", "inspect", "convert"] {
+    for command in [
+        "train", "eval", "encode", "plan", "inspect", "convert", "merge", "export", "import",
+    ] {
         assert!(top.contains(command), "{top}");
         let help = w.run([command, "--help"]).ok().stdout;
         let example = format!("crosstune {command} ");

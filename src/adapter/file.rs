@@ -13,6 +13,7 @@ use crate::bad_input;
 use crate::error::Result;
 use crate::exec::state::TrainState;
 use crate::tensor::Dtype;
+use crate::train::program::{EncodeProgram, TextModel};
 use crate::weights::checkpoint::{Checkpoint, shape_text};
 use crate::weights::write::{OutTensor, write_safetensors};
 
@@ -115,6 +116,18 @@ impl AdapterFile {
             origin,
             tensors,
         })
+    }
+
+    /// Checks that this adapter belongs to a model: that it has each tensor that its settings train
+    /// in it, in the model's shape, and no other.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::load_into`].
+    pub fn check_model(&self, model: &TextModel) -> Result<()> {
+        self.config.check()?;
+        self.config.check_layers(model.config.layers)?;
+        let program = EncodeProgram::new(&model.config, model.head, &self.config);
+        self.load_into(&mut model.init(&program.graph, &[0])?)
     }
 
     /// Copies the values into the only member of a state.

@@ -1,6 +1,11 @@
 //! Adapters: which tensors are trained, and what is added to the frozen model.
 
 pub mod file;
+pub mod found;
+pub mod merge;
+pub mod opendelta;
+pub mod peft;
+pub mod peft_config;
 
 use crate::bad_input;
 use crate::error::Result;
@@ -13,7 +18,8 @@ pub struct LoraConfig {
     pub rank: usize,
     /// The branch is multiplied by alpha / R.
     pub alpha: f32,
-    /// Name endings of the linear layers that get one: `query`, `value`, `output.dense` ...
+    /// Name endings of the linear layers that get one: `query`, `value`, `output.dense`; or
+    /// `layer.3.output.dense` for one of them.
     pub targets: Vec<String>,
 }
 
@@ -76,6 +82,18 @@ pub fn ends_with(name: &str, suffix: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// `attention.self.query` of `layer.3.attention.self.query`, which names one layer's; other targets
+/// as they are.
+fn without_layer(target: &str) -> &str {
+    let numbered = target
+        .strip_prefix("layer.")
+        .and_then(|t| t.split_once('.'));
+    match numbered {
+        Some((n, linear)) if n.parse::<u32>().is_ok() && LINEAR_LAYERS.contains(&linear) => linear,
+        _ => target,
+    }
+}
+
 impl Adapter {
     /// The original's: LoRA beside query and value, and the layer norms of every block.
     pub fn lora(rank: usize) -> Adapter {
@@ -118,6 +136,25 @@ impl Adapter {
             .then_some(lora)
     }
 
+    /// Checks that the layers which targets number are there.
+    ///
+    /// # Errors
+    /// The target of a layer that a model of `layers` has not.
+    pub fn check_layers(&self, layers: usize) -> Result<()> {
+        let targets = self.lora.iter().flat_map(|l| &l.targets);
+        for target in targets {
+            let number = target
+                .strip_prefix("layer.")
+                .and_then(|t| t.split('.').next());
+            if number.is_some_and(|n| n.parse().is_ok_and(|n: usize| n >= layers)) {
+                return Err(bad_input!(
+                    "targets: `{target}` is of no layer; the model's {layers} are counted from 0"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -134,7 +171,8 @@ impl Adapter {
                 ));
             }
             for target in &lora.targets {
-                if !LINEAR_LAYERS.iter().any(|l| ends_with(l, target)) {
+                let ending = without_layer(target);
+                if !LINEAR_LAYERS.iter().any(|l| ends_with(l, ending)) {
                     let list = LINEAR_LAYERS.join(", ");
                     return Err(bad_input!(
                         "targets: no linear layer ends in `{target}`; there are {list}"

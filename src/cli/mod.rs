@@ -7,7 +7,10 @@ mod device;
 mod doctor;
 mod encode;
 mod eval;
+mod export;
+mod import;
 mod inspect;
+mod merge;
 mod method;
 mod plan;
 mod run_folder;
@@ -70,6 +73,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Write a checkpoint as safetensors.
     Convert(convert::Args),
+    /// Fold an adapter into its model.
+    Merge(merge::Args),
+    /// Write an adapter in another program's format.
+    Export(export::Args),
+    /// Read an adapter of another program.
+    Import(import::Args),
     /// Show what this machine and this binary can do, and check a device.
     Doctor(doctor::Args),
 }
@@ -89,6 +98,9 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(*args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Convert(args) => convert::run(args, output),
+        Command::Merge(args) => merge::run(args, output),
+        Command::Export(args) => export::run(args, output),
+        Command::Import(args) => import::run(args, output),
         Command::Doctor(args) => doctor::run(args, output),
     };
     match result {
@@ -125,6 +137,17 @@ fn check_target(path: &Path, force: bool) -> Result<(), Error> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses a folder to be written that exists, or whose own folder does not.
+fn check_new_folder(path: &Path) -> Result<(), Error> {
+    if path.exists() {
+        return Err(bad_input!(
+            "{}: already exists; nothing is overwritten, choose another folder",
+            path.display()
+        ));
+    }
+    check_target(path, false)
 }
 
 /// Parses a number that is neither NaN nor infinite.

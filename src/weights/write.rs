@@ -108,11 +108,49 @@ pub fn write_atomic(
     replace(path, body).map_err(Error::write(path))
 }
 
-fn replace(path: &Path, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let folder = match path.parent() {
+/// Makes the folder `path` with what `body` puts into it, or nothing: a temporary folder beside it is
+/// filled, synced to disk and renamed.
+///
+/// # Errors
+/// [`Error::Input`] if `path` exists, [`Error::Write`], and whatever `body` fails with; the temporary
+/// folder is removed.
+pub fn write_folder(path: &Path, body: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if path.exists() {
+        return Err(bad_input!("{}: already exists", path.display()));
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".crosstune-").suffix(".tmp");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o777));
+    }
+    let parent = parent(path);
+    let temp = builder.tempdir_in(parent).map_err(Error::write(path))?;
+    body(temp.path())?;
+    let place = || -> io::Result<()> {
+        for entry in std::fs::read_dir(temp.path())? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        sync_folder(temp.path())?;
+        std::fs::rename(temp.path(), path)?;
+        sync_folder(parent)
+    };
+    place().map_err(Error::write(path))?;
+    // It has another name now: nothing is left to remove.
+    let _ = temp.keep();
+    Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
+    }
+}
+
+fn replace(path: &Path, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = parent(path);
     if path.is_dir() {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a folder"));
     }

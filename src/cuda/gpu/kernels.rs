@@ -94,15 +94,18 @@ impl GpuDriver {
 
     fn load(&self, file: &KernelFile) -> Result<sys::CUmodule> {
         let call = format!("loading kernels of {}", file.name);
-        if !is_fatbin(file.fatbin) {
-            return Err(refused(call, "not a whole fat binary"));
+        if !is_fatbin(file.fatbin) && !is_ptx(file.fatbin) {
+            return Err(refused(
+                call,
+                "neither a whole fat binary nor PTX that ends in NUL",
+            ));
         }
         // The driver reads it as words.
         let mut image = vec![0u64; file.fatbin.len().div_ceil(8)];
         bytemuck::cast_slice_mut::<u64, u8>(&mut image)[..file.fatbin.len()]
             .copy_from_slice(file.fatbin);
-        // SAFETY: `is_fatbin` found the header, and that the image is as long as the header says;
-        // the driver keeps no pointer to it.
+        // SAFETY: `is_fatbin` found the header, and that the image is as long as the header says, or
+        // `is_ptx` found the NUL that ends a text; the driver keeps no pointer to it.
         unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(failed(call))
     }
 
@@ -206,6 +209,14 @@ fn params(function: sys::CUfunction) -> std::result::Result<Vec<usize>, CudaErro
     }
 }
 
+/// Whether an image is PTX, which the driver compiles, as its C strings end.
+fn is_ptx(bytes: &[u8]) -> bool {
+    let text = bytes
+        .strip_suffix(b"\0")
+        .and_then(|b| std::str::from_utf8(b).ok());
+    text.is_some_and(|t| t.contains(".version") && !t.contains('\0'))
+}
+
 /// Whether the bytes begin with the header of a fat binary and are as long as it says: magic (u32),
 /// version (u16), header bytes (u16), bytes after the header (u64).
 fn is_fatbin(bytes: &[u8]) -> bool {
@@ -236,6 +247,7 @@ mod tests {
 
     #[test]
     fn a_cut_fat_binary_is_told_from_a_whole_one() {
+        assert!(is_ptx(b".version 8.0\0") && !is_ptx(b".version 8.0") && !is_ptx(b"\0"));
         assert!(!is_fatbin(b""));
         assert!(!is_fatbin(&[0; 64]));
         for file in embedded::FILES {

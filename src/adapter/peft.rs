@@ -1,0 +1,174 @@
+//! Adapters in Hugging Face PEFT's format: a folder of `adapter_config.json` and
+//! `adapter_model.safetensors`.
+//!
+//! PEFT names tensors by their place in the module that it wraps, after `base_model.model.`. That
+//! module is [`Wrapped::MClip`] (multilingual_clip's `MultilingualCLIP`, whose XLM-R is called
+//! `transformer`) or [`Wrapped::Encoder`] (the bare XLM-R or BERT of transformers). Layer norms and
+//! head are PEFT's modules_to_save.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use super::file::AdapterFile;
+use super::found::{self, Dialect, Found, Imported, PEFT_PREFIX};
+use super::peft_config::{self, PeftConfig};
+use super::{Adapter, LoraConfig};
+use crate::bad_input;
+use crate::error::Result;
+use crate::tensor::Dtype;
+use crate::train::program::TextModel;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::write::{OutTensor, write_atomic, write_folder, write_safetensors};
+
+/// The settings' file.
+pub const CONFIG: &str = "adapter_config.json";
+/// Names of the tensors' file, best first.
+pub const TENSORS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// The module that PEFT wraps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrapped {
+    /// M-CLIP: `base_model.model.transformer.encoder.layer.0...`.
+    MClip,
+    /// Its encoder alone: `base_model.model.encoder.layer.0...`.
+    Encoder,
+}
+
+/// Writes the folder `out` for PEFT; the values stay F32, bit by bit.
+///
+/// # Errors
+/// [`crate::error::Error::Input`] for an adapter without LoRA, one of every tensor, or a head where
+/// the encoder alone is wrapped; those of [`write_folder`].
+pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()> {
+    if adapter.config.head && wrapped == Wrapped::Encoder {
+        return Err(bad_input!(
+            "adapter: has a trained LinearTransformation, which is no part of the encoder; give \
+             --module m-clip"
+        ));
+    }
+    let dropout = adapter.origin.get("lora_dropout");
+    let dropout = dropout.and_then(|d| d.parse().ok()).unwrap_or(0.0);
+    let base = adapter.origin.get("base_model_name_or_path");
+    let config = peft_config::write(&adapter.config, dropout, base.map(String::as_str))?;
+    let names: Vec<String> = adapter
+        .tensors
+        .iter()
+        .map(|(name, ..)| peft_name(name, wrapped))
+        .collect();
+    let tensors: Vec<OutTensor<'_>> = adapter
+        .tensors
+        .iter()
+        .zip(&names)
+        .map(|((_, shape, values), name)| OutTensor {
+            name,
+            dtype: Dtype::F32,
+            shape: shape.clone(),
+            bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
+        })
+        .collect();
+    let mut metadata = adapter.origin.clone();
+    metadata.insert("format".into(), "pt".into());
+    write_folder(out, |temp| {
+        write_atomic(&temp.join(CONFIG), |file| {
+            serde_json::to_writer_pretty(&mut *file, &config)?;
+            file.write_all(b"\n")
+        })?;
+        write_safetensors(&temp.join(TENSORS[0]), &tensors, &metadata)
+    })
+}
+
+fn peft_name(name: &str, wrapped: Wrapped) -> String {
+    let inner = match wrapped {
+        Wrapped::MClip => name,
+        Wrapped::Encoder => name.strip_prefix("transformer.").unwrap_or(name),
+    };
+    match inner.split_once(".lora.") {
+        Some((module, factor)) => format!("{PEFT_PREFIX}{module}.{factor}.weight"),
+        None => format!("{PEFT_PREFIX}{inner}"),
+    }
+}
+
+/// Reads a folder of PEFT for `model`; either module may have been wrapped.
+///
+/// Layer norms that it has not saved are the model's.
+///
+/// # Errors
+/// [`crate::error::Error::Read`] and [`crate::error::Error::Input`], which names the field or the
+/// tensor that is not the model's or can't be represented.
+pub fn import(folder: &Path, model: &TextModel) -> Result<Imported> {
+    let config = PeftConfig::read(&folder.join(CONFIG))?;
+    let file = Checkpoint::open(&tensors_file(folder)?)?;
+    let mut notes = Vec::new();
+    let found = Found::read(&file, Dialect::Peft, &mut notes)?;
+    let adapter = Adapter {
+        lora: Some(lora(&found, &file, &config, model.config.layers)?),
+        layer_norms: found.saved("output.LayerNorm"),
+        head: found.saved("LinearTransformation"),
+        full: false,
+    };
+    let mut origin = file.metadata().clone();
+    origin.remove("format");
+    found::keep_dropout(config.dropout, &mut origin, &mut notes);
+    if let Some(base) = config.base {
+        origin.insert("base_model_name_or_path".into(), base);
+    }
+    let adapter = found.into_adapter(&file, adapter, origin, model, &mut notes)?;
+    Ok(Imported { adapter, notes })
+}
+
+fn tensors_file(folder: &Path) -> Result<PathBuf> {
+    let mut files = TENSORS.iter().map(|name| folder.join(name));
+    files.find(|path| path.is_file()).ok_or_else(|| {
+        bad_input!(
+            "{}: holds no adapter of PEFT; expected {CONFIG} and {} or {}",
+            folder.display(),
+            TENSORS[0],
+            TENSORS[1]
+        )
+    })
+}
+
+/// The one rank, alpha and list of targets of all branches.
+fn lora(
+    found: &Found,
+    file: &Checkpoint,
+    config: &PeftConfig,
+    layers: usize,
+) -> Result<LoraConfig> {
+    let path = file.path().display();
+    let mut all: Option<(f64, f64, &str)> = None;
+    for (module, inner) in &found.modules {
+        let (rank, alpha) = (config.rank_of(inner), config.alpha_of(inner));
+        let rows = found
+            .names
+            .get(&format!("{module}.lora.lora_A"))
+            .and_then(|name| file.get(name)?.shape.first().copied());
+        if let Some(rows) = rows.filter(|rows| *rows as f64 != rank) {
+            return Err(bad_input!(
+                "{path}: lora_A of {inner} has {rows} rows, but r and rank_pattern in {CONFIG} \
+                 say {rank}"
+            ));
+        }
+        let (r, a, first) = *all.get_or_insert((rank, alpha, inner));
+        if r != rank {
+            return Err(bad_input!(
+                "{path}: rank_pattern gives {inner} the rank {rank} and {first} {r}; crosstune \
+                 has one rank for all"
+            ));
+        }
+        if a != alpha {
+            return Err(bad_input!(
+                "{path}: alpha_pattern gives {inner} the alpha {alpha} and {first} {a}; \
+                 crosstune has one alpha for all"
+            ));
+        }
+    }
+    let Some((rank, alpha, _)) = all else {
+        return Err(bad_input!("{path}: has no tensor called ...lora_A.weight"));
+    };
+    Ok(LoraConfig {
+        rank: rank as usize,
+        alpha: alpha as f32,
+        targets: found.targets(config.targets.as_deref(), layers, &path.to_string())?,
+    })
+}
