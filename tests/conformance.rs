@@ -68,9 +68,12 @@ fn run(driver: &dyn Driver, case: &Case) -> Result<Vec<u8>, DriverError> {
 fn conforms(driver: &dyn Driver, cases: &[Case]) {
     let failures: Vec<String> = cases
         .iter()
-        .filter_map(|case| match run(driver, case) {
-            Ok(got) => case.check(&got).err(),
-            Err(e) => Some(format!("{}: {e}", case.name)),
+        .filter_map(|case| {
+            match run(driver, case) {
+                Ok(got) => case.check(&got).err(),
+                Err(e) => Some(format!("{}: {e}", case.name)),
+            }
+            .map(|what| format!("{}: {what}", case.family))
         })
         .collect();
     assert!(
