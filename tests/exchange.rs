@@ -444,8 +444,22 @@ fn what_peft_has_and_we_have_not_is_named() {
 }
 
 #[test]
+fn bottlenecks_cannot_be_merged() {
+    let w = trained(&["--method=adapter", "--rank="]);
+    let ran = w.run(MERGE.iter().chain(&["--out=m"]));
+    let says = "adapter: has bottlenecks, which are layers of their own";
+    assert!(ran.code == 2 && ran.stderr.contains(says), "{}", ran.stderr);
+    assert!(!w.path("m").exists());
+}
+
+#[test]
 fn what_peft_cannot_hold_is_refused() {
-    let cases: [(&[&str], &[&str], &str); 3] = [
+    let cases: [(&[&str], &[&str], &str); 4] = [
+        (
+            &["--method=adapter", "--rank="],
+            &[],
+            "has bottlenecks, which PEFT's LoRA format cannot hold",
+        ),
         (
             &["--method=full", "--rank="],
             &[],

@@ -42,6 +42,7 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
             2,
         ),
         ("lora and layer norms", Adapter::lora(3), 2),
+        ("bottleneck", Adapter::bottleneck(4), 2),
         (
             "layer norms",
             Adapter {

@@ -211,8 +211,12 @@ fn assert_finite(trace: &Trace, what: &str) {
 }
 
 /// Members of every kind of adapter that may have company.
-fn adapters() -> [Adapter; 2] {
-    [tiny::everything(3), Adapter::lora(8)]
+fn adapters() -> [Adapter; 3] {
+    [
+        tiny::everything(3),
+        Adapter::lora(8),
+        Adapter::bottleneck(7),
+    ]
 }
 
 /// Invariant 1.
@@ -381,6 +385,7 @@ fn reused_memory_does_not_matter() {
     let cases = [
         (tiny::everything(3), &all[..]),
         (Adapter::lora(8), &all[..]),
+        (Adapter::bottleneck(7), &all[..]),
         (Adapter::full(), &all[1..2]),
     ];
     for (adapter, members) in cases {

@@ -1,11 +1,14 @@
 //! Adapters: which tensors are trained, and what is added to the frozen model.
 
+pub mod bottleneck;
 pub mod file;
 pub mod found;
 pub mod merge;
 pub mod opendelta;
 pub mod peft;
 pub mod peft_config;
+
+use bottleneck::BottleneckConfig;
 
 use crate::bad_input;
 use crate::error::Result;
@@ -46,6 +49,8 @@ impl Default for LoraConfig {
 pub struct Adapter {
     /// Low-rank branches, if any.
     pub lora: Option<LoraConfig>,
+    /// Bottlenecks on what each sub-layer gives, if any.
+    pub bottleneck: Option<BottleneckConfig>,
     /// Whether the layer norms of every block (`output.LayerNorm`) are trained; the embeddings' is
     /// not.
     pub layer_norms: bool,
@@ -103,6 +108,15 @@ impl Adapter {
         };
         Adapter {
             lora: Some(lora),
+            layer_norms: true,
+            ..Adapter::default()
+        }
+    }
+
+    /// The original's: a bottleneck after both sub-layers, and the layer norms of every block.
+    pub fn bottleneck(channels: usize) -> Adapter {
+        Adapter {
+            bottleneck: Some(BottleneckConfig { channels }),
             layer_norms: true,
             ..Adapter::default()
         }
@@ -185,22 +199,25 @@ impl Adapter {
                 ));
             }
         }
-        if self.full && (self.lora.is_some() || self.layer_norms || self.head) {
+        if self.full && *self != Adapter::full() {
             return Err(bad_input!(
                 "full training already trains every tensor; drop the others"
             ));
         }
-        let nothing = self.lora.is_none() && !self.layer_norms && !self.head && !self.full;
-        if nothing {
+        if let Some(bottleneck) = &self.bottleneck {
+            bottleneck.check()?;
+        }
+        if *self == Adapter::default() {
             return Err(bad_input!(
-                "nothing to train: choose lora, layernorm, head or full"
+                "nothing to train: choose lora, adapter, layernorm, head or full"
             ));
         }
         Ok(())
     }
 }
 
-/// Initial values of a tensor that the checkpoint does not have: OpenDelta's. `lora_A` (R, K) is
+/// Initial values of a tensor that the checkpoint does not have, `None` if it must have it:
+/// OpenDelta's. `lora_A` (R, K) is
 /// uniform in +-1/sqrt(K) (Kaiming with a = sqrt 5), `lora_B` zero. Named random numbers: the same
 /// for a member alone and in company.
 pub fn initial(name: &str, shape: &[usize], seed: u64) -> Option<Vec<f32>> {
@@ -211,6 +228,6 @@ pub fn initial(name: &str, shape: &[usize], seed: u64) -> Option<Vec<f32>> {
     } else if name.ends_with(".lora_B") {
         Some(vec![0.0; len])
     } else {
-        None
+        bottleneck::initial(name, len, seed)
     }
 }

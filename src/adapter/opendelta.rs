@@ -35,6 +35,7 @@ pub fn import(path: &Path, alpha: Option<f32>, model: &TextModel) -> Result<Impo
     let mut notes = Vec::new();
     let found = Found::read(&file, Dialect::OpenDelta, &mut notes)?;
     let adapter = Adapter {
+        bottleneck: None,
         lora: lora(&found, &file, alpha as f32, model.config.layers)?,
         layer_norms: found.saved("output.LayerNorm"),
         head: found.saved("LinearTransformation"),

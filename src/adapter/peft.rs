@@ -46,6 +46,11 @@ pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()>
              --module m-clip"
         ));
     }
+    if adapter.config.bottleneck.is_some() {
+        return Err(bad_input!(
+            "adapter: has bottlenecks, which PEFT's LoRA format cannot hold"
+        ));
+    }
     let dropout = adapter.origin.get("lora_dropout");
     let dropout = dropout.and_then(|d| d.parse().ok()).unwrap_or(0.0);
     let base = adapter.origin.get("base_model_name_or_path");
@@ -101,6 +106,7 @@ pub fn import(folder: &Path, model: &TextModel) -> Result<Imported> {
     let mut notes = Vec::new();
     let found = Found::read(&file, Dialect::Peft, &mut notes)?;
     let adapter = Adapter {
+        bottleneck: None,
         lora: Some(lora(&found, &file, &config, model.config.layers)?),
         layer_norms: found.saved("output.LayerNorm"),
         head: found.saved("LinearTransformation"),

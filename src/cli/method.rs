@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::ValueEnum;
+use crosstune::adapter::bottleneck::BottleneckConfig;
 use crosstune::adapter::{Adapter, LoraConfig};
 use crosstune::bad_input;
 use crosstune::train::config::Shared;
@@ -15,6 +16,8 @@ use super::finite;
 pub enum Method {
     /// Low-rank branches beside linear layers, and the layer norms.
     Lora,
+    /// Bottlenecks after both sub-layers of every block, and the layer norms.
+    Adapter,
     /// The layer norms of every block alone.
     Layernorm,
     /// The linear head alone.
@@ -41,7 +44,10 @@ pub struct MethodArgs {
     /// intermediate.dense, output.dense [default: query,value].
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     pub targets: Option<Vec<String>>,
-    /// With LoRA: leave the layer norms frozen.
+    /// Channels of a bottleneck [default: 24].
+    #[arg(long, value_name = "N")]
+    pub bottleneck: Option<usize>,
+    /// With an adapter beside them: leave the layer norms frozen.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub freeze_layer_norms: Option<bool>,
     /// Train the linear head too.
@@ -62,18 +68,12 @@ impl MethodArgs {
     /// Resolves the defaults and checks.
     pub fn shared(&self) -> Result<Shared> {
         let method = self.method.unwrap_or(Method::Lora);
-        let only_lora = [
-            ("rank", self.rank.is_some()),
-            ("alpha", self.alpha.is_some()),
-            ("targets", self.targets.is_some()),
-            ("freeze-layer-norms", self.freeze_layer_norms.is_some()),
-        ];
-        if let (false, Some((name, _))) = (
-            method == Method::Lora,
-            only_lora.iter().find(|(_, set)| *set),
-        ) {
-            return Err(bad_input!("{name}: goes with --method lora alone").into());
-        }
+        self.check_options(method)?;
+        let layer_norms = !self.freeze_layer_norms.unwrap_or(false);
+        let with_norms = Adapter {
+            layer_norms,
+            ..Adapter::default()
+        };
         let mut adapter = match method {
             Method::Lora => {
                 let d = LoraConfig::default();
@@ -82,11 +82,17 @@ impl MethodArgs {
                     alpha: self.alpha.unwrap_or(d.alpha),
                     targets: self.targets.clone().unwrap_or(d.targets),
                 };
-                let layer_norms = !self.freeze_layer_norms.unwrap_or(false);
                 Adapter {
                     lora: Some(lora),
-                    layer_norms,
-                    ..Adapter::default()
+                    ..with_norms
+                }
+            }
+            Method::Adapter => {
+                let d = BottleneckConfig::default();
+                let channels = self.bottleneck.unwrap_or(d.channels);
+                Adapter {
+                    bottleneck: Some(BottleneckConfig { channels }),
+                    ..with_norms
                 }
             }
             Method::Layernorm => Adapter {
@@ -107,5 +113,53 @@ impl MethodArgs {
         };
         shared.check()?;
         Ok(shared)
+    }
+
+    /// Fills the defaults in.
+    pub fn resolve(&mut self) {
+        match *self.method.get_or_insert(Method::Lora) {
+            Method::Lora => {
+                let d = LoraConfig::default();
+                self.rank.get_or_insert(d.rank);
+                self.alpha.get_or_insert(d.alpha);
+                self.targets.get_or_insert(d.targets);
+            }
+            Method::Adapter => {
+                let d = BottleneckConfig::default();
+                self.bottleneck.get_or_insert(d.channels);
+            }
+            Method::Layernorm | Method::Head | Method::Full => {}
+        }
+    }
+
+    /// Fails if an option is given that the method has no use for.
+    fn check_options(&self, method: Method) -> Result<()> {
+        let lora = &[Method::Lora][..];
+        let options = [
+            ("rank", self.rank.is_some(), lora),
+            ("alpha", self.alpha.is_some(), lora),
+            ("targets", self.targets.is_some(), lora),
+            ("bottleneck", self.bottleneck.is_some(), &[Method::Adapter]),
+            (
+                "freeze-layer-norms",
+                self.freeze_layer_norms.is_some(),
+                &[Method::Lora, Method::Adapter],
+            ),
+        ];
+        for (name, set, methods) in options {
+            if set && !methods.contains(&method) {
+                let names: Vec<String> = methods.iter().map(Method::to_string).collect();
+                let names = names.join(" or ");
+                return Err(bad_input!("{name}: goes with --method {names} alone").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |v| v.get_name()))
     }
 }

@@ -245,13 +245,7 @@ impl Args {
         r.save_every = Some(save_every);
         a.data.shots.get_or_insert_with(|| "50".into());
         a.data.split_seed.get_or_insert(42);
-        let method = a.method.method.get_or_insert(super::method::Method::Lora);
-        if *method == super::method::Method::Lora {
-            let d = crosstune::adapter::LoraConfig::default();
-            a.method.rank.get_or_insert(d.rank);
-            a.method.alpha.get_or_insert(d.alpha);
-            a.method.targets.get_or_insert(d.targets);
-        }
+        a.method.resolve();
         a
     }
 }

@@ -139,6 +139,14 @@ impl Builder<'_> {
         Layer { weight, bias, lora }
     }
 
+    /// What the adapter makes of a sub-layer's result.
+    fn after(&mut self, module: &str, out: ValueId) -> ValueId {
+        match &self.adapter.bottleneck {
+            Some(b) => b.push(self.g, &format!("transformer.{module}"), out),
+            None => out,
+        }
+    }
+
     fn norm(&mut self, module: &str) -> (ValueId, ValueId) {
         let name = format!("transformer.{module}");
         let c = self.config.hidden;
@@ -164,6 +172,7 @@ impl Builder<'_> {
         let dense = self.linear(&format!("{p}.attention.output.dense"), c, c);
         let name = format!("{p}.attention.output.dense");
         let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], false);
+        let out = self.after(&name, out);
         let norm = self.norm(&format!("{p}.attention.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 2);
         let name = format!("{p}.attention.output.LayerNorm");
@@ -174,6 +183,7 @@ impl Builder<'_> {
         let down = self.linear(&format!("{p}.output.dense"), c, ffn);
         let name = format!("{p}.output.dense");
         let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], false);
+        let out = self.after(&name, out);
         let norm = self.norm(&format!("{p}.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 3);
         LayerNorm::push(

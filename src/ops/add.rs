@@ -1,4 +1,4 @@
-//! `out = a + b`: where a value has two consumers.
+//! `out = a + b`: an adapter on a layer's output, and the gradient of a value with two consumers.
 
 use rayon::prelude::*;
 
@@ -7,7 +7,8 @@ use super::fast::vector;
 use super::real::Real;
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
-use crate::graph::ValueId;
+use crate::graph::backward::Backward;
+use crate::graph::{Bucket, Graph, Role, ValueId};
 
 /// `out = a + b`, all of one shape.
 #[derive(Clone, Debug)]
@@ -18,6 +19,16 @@ pub struct Add {
     pub b: ValueId,
     /// The sum; may take the place of `a`.
     pub out: ValueId,
+}
+
+impl Add {
+    /// Adds the op; returns the sum.
+    pub fn push(g: &mut Graph, name: &str, (a, b): (ValueId, ValueId)) -> ValueId {
+        let shape = g.get(a).shape.clone();
+        let out = g.value(name, shape, Role::Temp);
+        g.nodes.push(Add { a, b, out }.into());
+        out
+    }
 }
 
 impl Node for Add {
@@ -37,9 +48,29 @@ impl Node for Add {
         }
     }
 
+    fn grad(&self, bw: &mut Backward<'_>) {
+        let Some(dout) = bw.grad_of(self.out) else {
+            return;
+        };
+        for term in [self.a, self.b] {
+            if bw.needs(term) {
+                bw.contribute(term, dout);
+            }
+        }
+    }
+
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
         let (a, b) = (mem.get(self.a), mem.get(self.b));
-        mem.set(self.out, a.iter().zip(&b).map(|(x, y)| *x + *y).collect());
+        let batch = mem.batch;
+        let true_rows = Bucket {
+            tokens: batch.tokens(),
+            seqs: batch.seqs(),
+            items: batch.items(),
+            members: batch.members.len(),
+        };
+        let len = mem.graph.get(self.out).elements(&true_rows);
+        let sums = a.iter().zip(&b).map(|(x, y)| *x + *y);
+        mem.set(self.out, sums.take(len).collect());
     }
 
     fn cpu(&self, mem: &mut CpuMem<'_>) {

@@ -144,6 +144,29 @@ pub fn gelu_grad(x: f32) -> f32 {
     x.mul_add(density, 0.5 * (1.0 + erf))
 }
 
+/// 2 sqrt(2 / pi): the tanh form of GELU is `x sigmoid(TANH_SLOPE (x + TANH_CUBIC x^3))`.
+const TANH_SLOPE: f32 = 1.595_769;
+const TANH_CUBIC: f32 = 0.044_715;
+
+/// The tanh form of GELU.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    let odd = x * (x * x).mul_add(TANH_CUBIC, 1.0);
+    x / (1.0 + exp(-TANH_SLOPE * odd))
+}
+
+/// Derivative of [`gelu_tanh`].
+#[inline(always)]
+pub fn gelu_tanh_grad(x: f32) -> f32 {
+    // Beyond 10 it is 0 or 1 within 1e-30, and powers of x would only meet rounding.
+    let x = x.clamp(-10.0, 10.0);
+    let square = x * x;
+    let e = exp(-TANH_SLOPE * x * square.mul_add(TANH_CUBIC, 1.0));
+    let sigmoid = 1.0 / (1.0 + e);
+    let slope = TANH_SLOPE * square.mul_add(3.0 * TANH_CUBIC, 1.0);
+    sigmoid * (x * slope).mul_add(e * sigmoid, 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,8 +185,17 @@ mod tests {
             );
             let want = phi + f64::from(x) * density;
             assert!((f64::from(gelu_grad(x)) - want).abs() < 4e-7, "gelu'({x})");
+            let (value, slope) = crate::ops::real::gelu_tanh(f64::from(x));
+            assert!(
+                (f64::from(gelu_tanh(x)) - value).abs() < 1e-6,
+                "gelu_tanh({x})"
+            );
+            let got = f64::from(gelu_tanh_grad(x));
+            assert!((got - slope).abs() < 1e-6, "gelu_tanh'({x})");
         }
         assert_eq!(exp(-1000.0), 0.0);
+        assert!(gelu_tanh_grad(-1e30).abs() < 1e-30 && gelu_tanh_grad(1e30) == 1.0);
+        assert!(gelu_tanh(f32::NAN).is_nan() && gelu_tanh_grad(f32::NAN).is_nan());
         assert!(exp(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
         assert!(gelu(f32::INFINITY) > 1e30);
     }

@@ -3,6 +3,7 @@
 //! Each file is one stem: contract, shapes, gradient rule, serial reference, fast CPU code. An op
 //! names the values it reads and writes, so that a node is the op and nothing else.
 
+pub mod activation;
 pub mod adam;
 pub mod add;
 pub mod attention;
@@ -140,6 +141,8 @@ ops! {
     WeightGrad(linear::grad::WeightGrad),
     InputGrad(linear::grad::InputGrad),
     GeluGrad(gelu::GeluGrad),
+    Activation(activation::Activation),
+    ActivationGrad(activation::ActivationGrad),
     Attention(attention::Attention),
     AttentionGrad(attention::AttentionGrad),
     LayerNorm(layer_norm::LayerNorm),

@@ -38,6 +38,16 @@ impl Real for f64 {
     }
 }
 
+/// The tanh form of GELU and its derivative.
+pub fn gelu_tanh<F: Real>(x: F) -> (F, F) {
+    let root = F::of((2.0 / std::f64::consts::PI).sqrt());
+    let (cubic, half, one) = (F::of(0.044_715), F::of(0.5), F::one());
+    let t = (root * (x + cubic * x * x * x)).tanh();
+    let slope = root * (one + F::of(3.0) * cubic * x * x);
+    let value = half * x * (one + t);
+    (value, half * (one + t) + half * x * (one - t * t) * slope)
+}
+
 /// The exact GELU and its derivative.
 pub fn gelu<F: Real>(x: F) -> (F, F) {
     let phi = F::of(0.5) * (F::one() + (x * F::of(std::f64::consts::FRAC_1_SQRT_2)).erf());

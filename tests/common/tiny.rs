@@ -53,7 +53,7 @@ pub fn everything(rank: usize) -> Adapter {
         lora: Some(lora),
         layer_norms: true,
         head: true,
-        full: false,
+        ..Adapter::default()
     }
 }
 

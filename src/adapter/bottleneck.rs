@@ -1,0 +1,81 @@
+//! Bottleneck adapters (Houlsby et al., "Parameter-efficient transfer learning for NLP", 2019).
+//!
+//! On what both sub-layers of a block give, before dropout, residual and layer norm:
+//! `y = d + up(gelu_tanh(down(d)))`, as OpenDelta computes it.
+
+use crate::bad_input;
+use crate::error::Result;
+use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::ops::activation::{Activation, Kind};
+use crate::ops::add::Add;
+use crate::ops::linear::{Layer, Linear};
+use crate::ops::philox::Stream;
+use crate::text::pack::Rows;
+
+/// Standard deviation of the initial weights; biases begin at 0.
+const INITIAL_STD: f32 = 0.01;
+
+/// A bottleneck after `attention.output.dense` and `output.dense` of every block.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct BottleneckConfig {
+    /// Channels of the bottleneck.
+    pub channels: usize,
+}
+
+impl Default for BottleneckConfig {
+    /// OpenDelta's: 24 channels.
+    fn default() -> BottleneckConfig {
+        BottleneckConfig { channels: 24 }
+    }
+}
+
+impl BottleneckConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// No channels.
+    pub fn check(&self) -> Result<()> {
+        match self.channels {
+            0 => Err(bad_input!("bottleneck: found 0, expected at least 1")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds the adapter of `module` to its result (T, C); returns the new result.
+    pub fn push(&self, g: &mut Graph, module: &str, inp: ValueId) -> ValueId {
+        let name = format!("{module}.adapter.modulelist");
+        let (c, b) = (g.channels(inp), self.channels);
+        let down = layer(g, &format!("{name}.down_proj"), [b, c]);
+        let down = Linear::push(
+            g,
+            &format!("{name}.down"),
+            (inp, Rows::Tokens),
+            &[down],
+            false,
+        );
+        let act = Activation::push(g, &format!("{name}.act"), Kind::GeluTanh, down);
+        let up = layer(g, &format!("{name}.up_proj"), [c, b]);
+        let up = Linear::push(g, &format!("{name}.up"), (act, Rows::Tokens), &[up], false);
+        Add::push(g, &format!("{module}.adapter"), (inp, up))
+    }
+}
+
+/// A trainable linear layer (OC, K).
+fn layer(g: &mut Graph, name: &str, [oc, k]: [usize; 2]) -> Layer {
+    let weight = vec![Dim::Members, Dim::N(oc), Dim::N(k)];
+    let bias = vec![Dim::Members, Dim::N(oc)];
+    Layer {
+        weight: g.value(format!("{name}.weight"), weight, Role::Trainable),
+        bias: Some(g.value(format!("{name}.bias"), bias, Role::Trainable)),
+        lora: None,
+    }
+}
+
+/// Initial values of a tensor of a bottleneck: OpenDelta's.
+pub fn initial(name: &str, len: usize, seed: u64) -> Option<Vec<f32>> {
+    let (_, rest) = name.rsplit_once(".adapter.modulelist.")?;
+    match rest.ends_with(".weight") {
+        true => Some(Stream::named(seed, name).normal(len, INITIAL_STD)),
+        false => Some(vec![0.0; len]),
+    }
+}
