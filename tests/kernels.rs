@@ -12,6 +12,8 @@ mod gelu;
 mod layer_norm;
 #[path = "kernels/lora_linear.rs"]
 mod lora_linear;
+#[path = "kernels/planted.rs"]
+mod planted;
 #[path = "kernels/resources.rs"]
 mod resources;
 #[path = "kernels/rig.rs"]

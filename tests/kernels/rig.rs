@@ -232,6 +232,11 @@ impl Device {
         self.poison(name, DeviceTensor::f32(DevicePtr::NULL, rows, c))
     }
 
+    /// The virtual machine, where the device is one.
+    pub fn vm(&self) -> Option<&VmDriver> {
+        self.vm.as_deref()
+    }
+
     pub fn step(&self) -> &StepBuffer {
         &self.step
     }

@@ -20,7 +20,7 @@ pub struct ParseError {
 /// A place in the source that the PTX was made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Loc {
-    /// Index into [`Module::files`]; 0 where nvcc gave no line.
+    /// Number of the file as `.loc` gives it; 0 where nvcc gave no line.
     pub file: u32,
     /// From 1.
     pub line: u32,
