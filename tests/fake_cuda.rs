@@ -222,7 +222,7 @@ fn kernels(driver: &GpuDriver) {
         },
         "fill_f32",
     );
-    assert!(why(whole).contains("not a whole fat binary"));
+    assert!(why(whole).contains("neither a whole fat binary"));
     driver.free(out).expect("freed");
 }
 
