@@ -57,6 +57,15 @@ pub struct Counters {
     pub lines: BTreeMap<Loc, Counts>,
 }
 
+impl AddAssign<&Counters> for Counters {
+    fn add_assign(&mut self, other: &Counters) {
+        self.total += other.total;
+        for (loc, counts) in &other.lines {
+            *self.lines.entry(*loc).or_default() += *counts;
+        }
+    }
+}
+
 impl Counters {
     pub(crate) fn by_line(code: &[crate::ir::Inst], counts: &[Counts]) -> Counters {
         let mut out = Counters::default();

@@ -1,427 +1,11 @@
-//! Arithmetic, comparisons, moves.
+//! Arithmetic and moves of whole rows.
 
-use half::{bf16, f16};
-
-use super::{Block, Double, Warp, Word, sticky};
-use crate::fault::{Checked, FaultKind, trouble};
-use crate::ir::{Alu, Alu64, Bool, Cmp, Inst, Op, Part, Round, Row, Ty};
-
-#[inline(always)]
-fn f(x: u32) -> f32 {
-    f32::from_bits(x)
-}
-
-#[inline(always)]
-fn h(x: u32) -> f32 {
-    f16::from_bits(x as u16).to_f32()
-}
-
-#[inline(always)]
-fn to_h(x: f32) -> u32 {
-    f16::from_f32(x).to_bits().into()
-}
-
-#[inline(always)]
-fn b(x: u32) -> f32 {
-    bf16::from_bits(x as u16).to_f32()
-}
-
-#[inline(always)]
-fn to_b(x: f32) -> u32 {
-    bf16::from_f32(x).to_bits().into()
-}
-
-/// A product and a sum rounded once.
-#[inline(always)]
-fn h_fma(x: u32, y: u32, z: u32) -> u32 {
-    to_h(sticky::single(sticky::fma(
-        h(x).into(),
-        h(y).into(),
-        h(z).into(),
-    )))
-}
-
-#[inline(always)]
-fn b_fma(x: u32, y: u32, z: u32) -> u32 {
-    to_b(sticky::single(sticky::fma(
-        b(x).into(),
-        b(y).into(),
-        b(z).into(),
-    )))
-}
-
-/// Both halves of a pair.
-#[inline(always)]
-fn pair(x: u32, y: u32, z: u32, op: impl Fn(u32, u32, u32) -> u32) -> u32 {
-    op(x & 0xFFFF, y & 0xFFFF, z & 0xFFFF) & 0xFFFF | op(x >> 16, y >> 16, z >> 16) << 16
-}
-
-/// The smaller number; the other one if one is NaN, as `min.f32`.
-#[inline(always)]
-fn fmin(x: f32, y: f32) -> f32 {
-    if x.is_nan() {
-        y
-    } else if y.is_nan() {
-        x
-    } else if x == y {
-        // -0 is below +0.
-        if x.is_sign_negative() { x } else { y }
-    } else if x < y {
-        x
-    } else {
-        y
-    }
-}
-
-/// [`fmin`] of f64.
-#[inline(always)]
-fn dmin(x: f64, y: f64) -> f64 {
-    if x.is_nan() {
-        y
-    } else if y.is_nan() || x.total_cmp(&y).is_lt() {
-        x
-    } else {
-        y
-    }
-}
-
-#[inline(always)]
-fn fmax(x: f32, y: f32) -> f32 {
-    -fmin(-x, -y)
-}
-
-/// `fma` rounded in one direction.
-fn directed_fma(x: f32, y: f32, z: f32, round: Round) -> f32 {
-    let (x, y, z) = (f64::from(x), f64::from(y), f64::from(z));
-    let sum = sticky::fma(x, y, z);
-    // Opposite numbers add up to -0 rounding down, to +0 otherwise.
-    let opposite = (x * y).is_sign_negative() != z.is_sign_negative();
-    if sum == 0.0 && opposite && round == Round::Down {
-        return -0.0;
-    }
-    super::convert::directed(sum, round)
-}
-
-#[inline(always)]
-fn prmt(x: u32, y: u32, selector: u32) -> u32 {
-    let bytes = u64::from(y) << 32 | u64::from(x);
-    (0..4).fold(0, |out, i| {
-        let s = selector >> (4 * i) & 15;
-        let byte = (bytes >> (8 * (s & 7))) as u8;
-        let byte = if s & 8 != 0 {
-            ((byte as i8) >> 7) as u8
-        } else {
-            byte
-        };
-        out | u32::from(byte) << (8 * i)
-    })
-}
-
-#[inline(always)]
-fn bfe(x: u32, pos: u32, len: u32, signed: bool) -> u32 {
-    let (pos, len) = (pos & 0xFF, len & 0xFF);
-    if len == 0 {
-        return 0;
-    }
-    let end = (pos + len - 1).min(31);
-    let sign = if signed && x >> end & 1 == 1 {
-        u32::MAX
-    } else {
-        0
-    };
-    let low = if pos > 31 { sign } else { x >> pos };
-    let keep = if len >= 32 { u32::MAX } else { (1 << len) - 1 };
-    let width = 32u32.saturating_sub(pos).min(len);
-    let present = if width >= 32 {
-        u32::MAX
-    } else {
-        (1u32 << width) - 1
-    };
-    low & keep & present | sign & !(present & keep)
-}
-
-#[inline(always)]
-fn funnel(lo: u32, hi: u32, shift: u32, left: bool) -> u32 {
-    let both = u64::from(hi) << 32 | u64::from(lo);
-    if left {
-        (both << shift >> 32) as u32
-    } else {
-        (both >> shift) as u32
-    }
-}
+use super::scalar::*;
+use super::{Double, Warp, Word};
+use crate::fault::Checked;
+use crate::ir::{Alu, Alu64, Part, Round, Row};
 
 impl Warp {
-    /// Runs an instruction that neither branches nor waits.
-    #[inline(always)]
-    pub(super) fn execute(&mut self, inst: &Inst, m: u32, block: &mut Block<'_>) -> Checked<()> {
-        match &inst.op {
-            Op::Alu { f, d, a, b, c } => self.alu(*f, *d, [*a, *b, *c], m)?,
-            Op::Alu64 { f, d, a, b, c } => self.alu64(*f, *d, [*a, *b, *c], m)?,
-            Op::Mov { d, a } => {
-                let value = self.words[*a as usize];
-                self.put(*d, m, &value);
-            }
-            Op::Mov64 { d, a } => {
-                let value = self.doubles[*a as usize];
-                self.put64(*d, m, &value);
-            }
-            Op::Wide { signed, d, a, b, c } => self.wide(*signed, *d, [*a, *b, *c], m),
-            Op::Setp {
-                ty,
-                cmp,
-                d,
-                other,
-                a,
-                b,
-                with,
-            } => {
-                let mut p = self.compare(*ty, *cmp, *a, *b);
-                let mut q = !p;
-                if let Some((f, with, negated)) = with {
-                    let w = self.pred(*with, *negated);
-                    (p, q) = (logic(*f, p, w), logic(*f, q, w));
-                }
-                self.put_pred(*d, m, p);
-                self.put_pred(*other, m, q);
-            }
-            Op::Selp {
-                wide,
-                d,
-                a,
-                b,
-                p,
-                np,
-            } => {
-                let p = self.pred(*p, *np);
-                if *wide {
-                    let (x, y) = (self.doubles[*a as usize], self.doubles[*b as usize]);
-                    self.put64(
-                        *d,
-                        m,
-                        &std::array::from_fn(|i| if p >> i & 1 == 1 { x[i] } else { y[i] }),
-                    );
-                } else {
-                    let (x, y) = (self.words[*a as usize], self.words[*b as usize]);
-                    self.put(
-                        *d,
-                        m,
-                        &std::array::from_fn(|i| if p >> i & 1 == 1 { x[i] } else { y[i] }),
-                    );
-                }
-            }
-            Op::Ld {
-                space,
-                bytes,
-                signed,
-                parts,
-                addr,
-            } => {
-                self.load(*space, *bytes, *signed, parts, addr, m, block)?;
-            }
-            Op::St {
-                space,
-                bytes,
-                parts,
-                addr,
-            } => self.store(*space, *bytes, parts, addr, m, block)?,
-            Op::Cvt {
-                to,
-                from,
-                round,
-                integral,
-                sat,
-                d,
-                a,
-            } => {
-                self.cvt((*to, *from), (*round, *integral, *sat), *d, *a, m);
-            }
-            Op::CvtPair {
-                bf16,
-                relu,
-                d,
-                hi,
-                lo,
-            } => self.cvt_pair(*bf16, *relu, *d, (*hi, *lo), m),
-            Op::Mma { shape, d, a, b, c } => self.mma(*shape, [d, a, b, c], m, block)?,
-            Op::LdMatrix {
-                num,
-                trans,
-                parts,
-                addr,
-            } => {
-                self.ldmatrix(*num, *trans, parts, addr, m, block)?;
-            }
-            Op::StMatrix {
-                num,
-                trans,
-                parts,
-                addr,
-            } => {
-                self.stmatrix(*num, *trans, parts, addr, m, block)?;
-            }
-            Op::CpAsync {
-                bytes,
-                dst,
-                src,
-                size,
-            } => {
-                self.cp_async(*bytes, dst, src, *size, m, block)?;
-            }
-            Op::CpCommit => self.commit(m),
-            Op::CpWait { pending } => self.wait(*pending, m, block)?,
-            Op::Shfl {
-                mode,
-                d,
-                p,
-                a,
-                b,
-                c,
-                mask,
-            } => {
-                self.shfl(*mode, (*d, *p), [*a, *b, *c, *mask], m)?;
-            }
-            Op::Nop => {}
-            other => self.execute_rare(other, m, block)?,
-        }
-        Ok(())
-    }
-
-    /// Kept out of the hot loop.
-    #[inline(never)]
-    fn execute_rare(&mut self, op: &Op, m: u32, block: &mut Block<'_>) -> Checked<()> {
-        match op {
-            Op::Bfi { d, a, b, pos, len } => {
-                let [x, y, p, l] = [a, b, pos, len].map(|r| self.words[*r as usize]);
-                let value = std::array::from_fn(|i| {
-                    let (pos, len) = (p[i] & 0xFF, l[i] & 0xFF);
-                    if pos > 31 || len == 0 {
-                        return y[i];
-                    }
-                    let ones = if len >= 32 { u32::MAX } else { (1 << len) - 1 } << pos;
-                    y[i] & !ones | x[i] << pos & ones
-                });
-                self.put(*d, m, &value);
-            }
-            Op::Lop3 { d, a, b, c, table } => {
-                let [x, y, z] = [a, b, c].map(|r| self.words[*r as usize]);
-                let value = std::array::from_fn(|i| {
-                    (0..8).filter(|t| table >> t & 1 == 1).fold(0, |out, t| {
-                        let side = |v: u32, bit: u32| if t >> bit & 1 == 1 { v } else { !v };
-                        out | side(x[i], 2) & side(y[i], 1) & side(z[i], 0)
-                    })
-                });
-                self.put(*d, m, &value);
-            }
-            Op::Shift64 {
-                left,
-                signed,
-                d,
-                a,
-                b,
-            } => {
-                let (x, s) = (self.doubles[*a as usize], self.words[*b as usize]);
-                let value = std::array::from_fn(|i| {
-                    let n = s[i].min(64);
-                    match (left, signed) {
-                        (true, _) => x[i].checked_shl(n).unwrap_or(0),
-                        (false, false) => x[i].checked_shr(n).unwrap_or(0),
-                        (false, true) => ((x[i] as i64) >> n.min(63)) as u64,
-                    }
-                });
-                self.put64(*d, m, &value);
-            }
-            Op::Wide16 { signed, d, a, b, c } => {
-                let [x, y, z] = [a, b, c].map(|r| self.words[*r as usize]);
-                let value = std::array::from_fn(|i| {
-                    let product = if *signed {
-                        (i32::from(x[i] as i16) * i32::from(y[i] as i16)) as u32
-                    } else {
-                        (x[i] & 0xFFFF) * (y[i] & 0xFFFF)
-                    };
-                    product.wrapping_add(z[i])
-                });
-                self.put(*d, m, &value);
-            }
-            Op::Count64 { clz, d, a } => {
-                let x = self.doubles[*a as usize];
-                let value = std::array::from_fn(|i| {
-                    if *clz {
-                        x[i].leading_zeros()
-                    } else {
-                        x[i].count_ones()
-                    }
-                });
-                self.put(*d, m, &value);
-            }
-            Op::Pack { d, wide, parts } => self.pack(*d, *wide, parts, m),
-            Op::Unpack { a, wide, parts } => self.unpack(*a, *wide, parts, m),
-            Op::Set {
-                ty,
-                cmp,
-                d,
-                a,
-                b,
-                one,
-            } => {
-                let p = self.compare(*ty, *cmp, *a, *b);
-                let value = std::array::from_fn(|i| if p >> i & 1 == 1 { *one } else { 0 });
-                self.put(*d, m, &value);
-            }
-            Op::PredLogic { f, d, a, na, b, nb } => {
-                let value = logic(*f, self.pred(*a, *na), self.pred(*b, *nb));
-                self.put_pred(*d, m, value);
-            }
-            Op::PredNot { d, a } => self.put_pred(*d, m, !self.preds[*a as usize]),
-            Op::PredMov { d, a } => self.put_pred(*d, m, self.preds[*a as usize]),
-            Op::PredConst { d, value } => self.put_pred(*d, m, if *value { u32::MAX } else { 0 }),
-            Op::Trap => return trouble(FaultKind::Trap, super::first(m), "the kernel trapped"),
-            Op::Atom {
-                space,
-                f,
-                ty,
-                d,
-                addr,
-                a,
-                b,
-            } => {
-                self.atom(*space, (*f, *ty), *d, addr, (*a, *b), m, block)?;
-            }
-            Op::Cvta {
-                to,
-                space,
-                wide_d,
-                wide_a,
-                d,
-                a,
-            } => {
-                self.cvta(*to, *space, (*wide_d, *d), (*wide_a, *a), m);
-            }
-            Op::BarWarp { mask } => self.bar_warp(*mask, m)?,
-            Op::Vote { f, d, a, na, mask } => self.vote(*f, *d, (*a, *na), *mask, m)?,
-            Op::Match {
-                all,
-                wide,
-                d,
-                p,
-                a,
-                mask,
-            } => {
-                self.match_lanes(*all, *wide, (*d, *p), *a, *mask, m)?;
-            }
-            Op::Redux {
-                f,
-                signed,
-                d,
-                a,
-                mask,
-            } => self.redux(*f, *signed, *d, *a, *mask, m)?,
-            Op::ActiveMask { d } => self.put(*d, m, &[m; 32]),
-            // The others are taken by `execute` and by the loop.
-            _ => {}
-        }
-        Ok(())
-    }
-
     #[inline(always)]
     fn map(&mut self, d: Row, [a, b, c]: [Row; 3], m: u32, op: impl Fn(u32, u32, u32) -> u32) {
         let (x, y, z) = (
@@ -451,7 +35,7 @@ impl Warp {
     }
 
     #[inline(always)]
-    fn wide(&mut self, signed: bool, d: Row, [a, b, c]: [Row; 3], m: u32) {
+    pub(super) fn wide(&mut self, signed: bool, d: Row, [a, b, c]: [Row; 3], m: u32) {
         let (x, y, z) = (
             &self.words[a as usize],
             &self.words[b as usize],
@@ -470,7 +54,7 @@ impl Warp {
     }
 
     #[inline(always)]
-    fn alu(&mut self, op: Alu, d: Row, r: [Row; 3], m: u32) -> Checked<()> {
+    pub(super) fn alu(&mut self, op: Alu, d: Row, r: [Row; 3], m: u32) -> Checked<()> {
         macro_rules! lanes {
             (|$x:pat_param, $y:pat_param, $z:pat_param| $e:expr) => {
                 self.map(
@@ -623,7 +207,7 @@ impl Warp {
     }
 
     #[inline(always)]
-    fn alu64(&mut self, op: Alu64, d: Row, r: [Row; 3], m: u32) -> Checked<()> {
+    pub(super) fn alu64(&mut self, op: Alu64, d: Row, r: [Row; 3], m: u32) -> Checked<()> {
         macro_rules! lanes {
             (|$x:pat_param, $y:pat_param, $z:pat_param| $e:expr) => {
                 self.map64(
@@ -682,31 +266,7 @@ impl Warp {
         Ok(())
     }
 
-    #[inline(always)]
-    fn compare(&self, ty: Ty, cmp: Cmp, a: Row, b: Row) -> u32 {
-        if ty.is_double() {
-            let (x, y) = (&self.doubles[a as usize], &self.doubles[b as usize]);
-            return match ty {
-                Ty::U64 => ordered(cmp, |i| (x[i], y[i])),
-                Ty::S64 => ordered(cmp, |i| (x[i] as i64, y[i] as i64)),
-                _ => floats(cmp, |i| (f64::from_bits(x[i]), f64::from_bits(y[i]))),
-            };
-        }
-        let (x, y) = (&self.words[a as usize], &self.words[b as usize]);
-        match ty {
-            Ty::S32 => ordered(cmp, |i| (x[i] as i32, y[i] as i32)),
-            Ty::F32 => floats(cmp, |i| (f(x[i]), f(y[i]))),
-            Ty::F16 => floats(cmp, |i| (h(x[i]), h(y[i]))),
-            Ty::Bf16 => floats(cmp, |i| (self::b(x[i]), self::b(y[i]))),
-            Ty::S16 => ordered(cmp, |i| (x[i] as i16, y[i] as i16)),
-            Ty::U16 => ordered(cmp, |i| (x[i] as u16, y[i] as u16)),
-            Ty::S8 => ordered(cmp, |i| (x[i] as i8, y[i] as i8)),
-            Ty::U8 => ordered(cmp, |i| (x[i] as u8, y[i] as u8)),
-            _ => ordered(cmp, |i| (x[i], y[i])),
-        }
-    }
-
-    fn pack(&mut self, d: Row, wide: bool, parts: &[Part], m: u32) {
+    pub(super) fn pack(&mut self, d: Row, wide: bool, parts: &[Part], m: u32) {
         let bits = if wide { 64 } else { 32 } / parts.len() as u32;
         let ones = if bits == 64 {
             u64::MAX
@@ -725,7 +285,7 @@ impl Warp {
         }
     }
 
-    fn unpack(&mut self, a: Row, wide: bool, parts: &[Part], m: u32) {
+    pub(super) fn unpack(&mut self, a: Row, wide: bool, parts: &[Part], m: u32) {
         let bits = if wide { 64 } else { 32 } / parts.len() as u32;
         let source: Double = if wide {
             self.doubles[a as usize]
@@ -767,74 +327,5 @@ impl Warp {
             }
             self.put(p.row, m, &narrow);
         }
-    }
-}
-
-fn logic(f: Bool, x: u32, y: u32) -> u32 {
-    match f {
-        Bool::And => x & y,
-        Bool::Or => x | y,
-        Bool::Xor => x ^ y,
-    }
-}
-
-#[inline(always)]
-fn bits(test: impl Fn(usize) -> bool) -> u32 {
-    let mut out = 0;
-    for i in 0..32 {
-        out |= u32::from(test(i)) << i;
-    }
-    out
-}
-
-#[inline(always)]
-fn ordered<T: Ord>(cmp: Cmp, at: impl Fn(usize) -> (T, T)) -> u32 {
-    let test = |g: fn(&T, &T) -> bool| {
-        bits(|i| {
-            let (x, y) = at(i);
-            g(&x, &y)
-        })
-    };
-    match cmp {
-        Cmp::Eq | Cmp::Equ => test(|x, y| x == y),
-        Cmp::Ne | Cmp::Neu => test(|x, y| x != y),
-        Cmp::Lt | Cmp::Ltu => test(|x, y| x < y),
-        Cmp::Le | Cmp::Leu => test(|x, y| x <= y),
-        Cmp::Gt | Cmp::Gtu => test(|x, y| x > y),
-        Cmp::Ge | Cmp::Geu => test(|x, y| x >= y),
-        Cmp::Num => u32::MAX,
-        Cmp::Nan => 0,
-    }
-}
-
-#[inline(always)]
-fn floats<T: PartialOrd + Copy>(cmp: Cmp, at: impl Fn(usize) -> (T, T)) -> u32 {
-    let test = |g: fn(T, T) -> bool| {
-        bits(|i| {
-            let (x, y) = at(i);
-            g(x, y)
-        })
-    };
-    // What is NaN does not equal itself.
-    #[allow(clippy::eq_op)]
-    let nan = bits(|i| {
-        let (x, y) = at(i);
-        x != x || y != y
-    });
-    match cmp {
-        Cmp::Eq => test(|x, y| x == y),
-        Cmp::Ne => test(|x, y| x != y) & !nan,
-        Cmp::Lt => test(|x, y| x < y),
-        Cmp::Le => test(|x, y| x <= y),
-        Cmp::Gt => test(|x, y| x > y),
-        Cmp::Ge => test(|x, y| x >= y),
-        Cmp::Equ => test(|x, y| x == y) | nan,
-        Cmp::Neu => test(|x, y| x != y) | nan,
-        Cmp::Ltu => test(|x, y| x < y) | nan,
-        Cmp::Leu => test(|x, y| x <= y) | nan,
-        Cmp::Gtu => test(|x, y| x > y) | nan,
-        Cmp::Geu => test(|x, y| x >= y) | nan,
-        Cmp::Num => !nan,
-        Cmp::Nan => nan,
     }
 }

@@ -1,7 +1,7 @@
 //! Loads, stores, atomics, asynchronous copies.
 
 use super::{Block, Copy, Double, Warp, first};
-use crate::counters::{conflicts, is_run, sectors};
+use crate::counters::{Counts, conflicts, is_run, sectors};
 use crate::fault::{Checked, FaultKind, trouble};
 use crate::ir::{Addr, Atomic, Part, Row, Space, Ty};
 use crate::mem::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW};
@@ -106,11 +106,7 @@ impl Warp {
                 );
             }
         }
-        let (moved, needed) = sectors(addrs, m, total, run);
-        let c = &mut block.counts[pc];
-        c.global_requests += 1;
-        c.sectors_moved += moved;
-        c.sectors_needed += needed;
+        let c = self.count_global(addrs, total, m, run, block);
         c.global_read_bytes += total * u64::from(m.count_ones());
         Ok(())
     }
@@ -187,11 +183,7 @@ impl Warp {
                             .checked(addrs[lane], total, lane, &mut block.hints[pc])?;
                     a.write(at, total, &cell);
                 }
-                let (moved, needed) = sectors(&addrs, m, total, is_run(&addrs, m, total));
-                let c = &mut block.counts[pc];
-                c.global_requests += 1;
-                c.sectors_moved += moved;
-                c.sectors_needed += needed;
+                let c = self.count_global(&addrs, total, m, is_run(&addrs, m, total), block);
                 c.global_write_bytes += total * u64::from(m.count_ones());
             }
             Space::Shared => {
@@ -243,6 +235,25 @@ impl Warp {
             }
         }
         Ok((space, addrs.map(|a| a.wrapping_sub(base))))
+    }
+
+    /// Counts a request to global memory, whose lanes lie side by side in a `run`; its bytes are the
+    /// caller's to count.
+    #[inline(always)]
+    fn count_global<'b>(
+        &self,
+        addrs: &Double,
+        bytes: u64,
+        m: u32,
+        run: bool,
+        block: &'b mut Block<'_>,
+    ) -> &'b mut Counts {
+        let (moved, needed) = sectors(addrs, m, bytes, run);
+        let c = &mut block.counts[self.pc];
+        c.global_requests += 1;
+        c.sectors_moved += moved;
+        c.sectors_needed += needed;
+        c
     }
 
     #[inline(always)]
@@ -358,11 +369,7 @@ impl Warp {
             };
         }
         if space == Space::Global {
-            let (moved, needed) = sectors(&addrs, m, bytes, is_run(&addrs, m, bytes));
-            let c = &mut block.counts[self.pc];
-            c.global_requests += 1;
-            c.sectors_moved += moved;
-            c.sectors_needed += needed;
+            let c = self.count_global(&addrs, bytes, m, is_run(&addrs, m, bytes), block);
             c.global_read_bytes += bytes * u64::from(m.count_ones());
             c.global_write_bytes += bytes * u64::from(m.count_ones());
         }
@@ -440,11 +447,7 @@ impl Warp {
         }
         self.count_shared(&to, bytes, m, block);
         if touched != 0 {
-            let (moved, needed) = sectors(&from, touched, bytes, is_run(&from, touched, bytes));
-            let c = &mut block.counts[self.pc];
-            c.global_requests += 1;
-            c.sectors_moved += moved;
-            c.sectors_needed += needed;
+            let c = self.count_global(&from, bytes, touched, is_run(&from, touched, bytes), block);
             c.global_read_bytes += bytes * u64::from(touched.count_ones());
         }
         Ok(())

@@ -1,8 +1,11 @@
 //! One warp: 32 lanes in lock step, with a stack of masks for divergence.
 
 mod alu;
+mod compare;
 mod convert;
+mod execute;
 mod memory;
+mod scalar;
 mod sticky;
 mod tensor;
 mod warpops;

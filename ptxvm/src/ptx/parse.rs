@@ -31,10 +31,13 @@ struct Scope {
     pending: Vec<(usize, usize, String, u32)>,
 }
 
-#[derive(Default)]
 struct Function {
-    entry: Option<Entry>,
-    scopes: Vec<Scope>,
+    entry: Entry,
+    /// The innermost braces, and those around them.
+    scope: Scope,
+    outer: Vec<Scope>,
+    /// The last brace was closed.
+    ended: bool,
     loc: Loc,
     inlined_at: Option<Loc>,
 }
@@ -116,29 +119,29 @@ impl Parser {
         }
         self.expect('{')?;
         let mut f = Function {
-            entry: Some(Entry {
+            entry: Entry {
                 name,
                 params,
                 shared: vec![],
                 local: vec![],
                 regs: vec![],
                 body: vec![],
-            }),
-            scopes: vec![Scope::default()],
-            ..Function::default()
+            },
+            scope: Scope::default(),
+            outer: vec![],
+            ended: false,
+            loc: Loc::default(),
+            inlined_at: None,
         };
-        while !f.scopes.is_empty() {
+        while !f.ended {
             self.statement(&mut f)?;
         }
-        match f.entry {
-            Some(entry) => Ok(entry),
-            None => self.fail("no kernel".into()),
-        }
+        Ok(f.entry)
     }
 
     fn statement(&mut self, f: &mut Function) -> Result<()> {
         if self.punct('{') {
-            f.scopes.push(Scope::default());
+            f.outer.push(std::mem::take(&mut f.scope));
             return Ok(());
         }
         if self.punct('}') {
@@ -151,8 +154,8 @@ impl Parser {
             (self.peek().cloned(), self.peek_at(1).cloned())
         {
             self.skip(2);
-            let here = entry(f).body.len();
-            scope(f).labels.insert(label, here);
+            let here = f.entry.body.len();
+            f.scope.labels.insert(label, here);
             return Ok(());
         }
         let name = match self.peek() {
@@ -164,12 +167,12 @@ impl Parser {
             ".reg" => self.registers(f),
             ".shared" => {
                 let var = self.variable()?;
-                entry(f).shared.push(var);
+                f.entry.shared.push(var);
                 Ok(())
             }
             ".local" => {
                 let var = self.variable()?;
-                entry(f).local.push(var);
+                f.entry.local.push(var);
                 Ok(())
             }
             ".loc" => self.loc(f),
@@ -184,14 +187,14 @@ impl Parser {
 
     /// Leaves a scope: branches to its labels are resolved, others wait for the scope around.
     fn close(&mut self, f: &mut Function) -> Result<()> {
-        let Some(done) = f.scopes.pop() else {
-            return self.fail("a brace too many".into());
-        };
+        f.ended = f.outer.is_empty();
+        let around = f.outer.pop().unwrap_or_default();
+        let done = std::mem::replace(&mut f.scope, around);
         for (instr, operand, name, line) in done.pending {
             if let Some(target) = done.labels.get(&name) {
-                entry(f).body[instr].operands[operand] = Operand::Target(*target);
-            } else if let Some(outer) = f.scopes.last_mut() {
-                outer.pending.push((instr, operand, name, line));
+                f.entry.body[instr].operands[operand] = Operand::Target(*target);
+            } else if !f.ended {
+                f.scope.pending.push((instr, operand, name, line));
             } else {
                 return Err(ParseError {
                     line,
@@ -214,7 +217,7 @@ impl Parser {
         };
         loop {
             let name = self.name()?;
-            let first = entry(f).regs.len() as u32;
+            let first = f.entry.regs.len() as u32;
             if self.punct('<') {
                 let count = self.int()?;
                 self.expect('>')?;
@@ -222,12 +225,12 @@ impl Parser {
                 let Some(count) = u32::try_from(count).ok().filter(|c| *c <= 1 << 16) else {
                     return self.fail(format!("{count} registers"));
                 };
-                scope(f).ranges.push((name, first, count));
-                let regs = &mut entry(f).regs;
+                f.scope.ranges.push((name, first, count));
+                let regs = &mut f.entry.regs;
                 regs.resize(regs.len() + count as usize, class);
             } else {
-                scope(f).regs.insert(name, first);
-                entry(f).regs.push(class);
+                f.scope.regs.insert(name, first);
+                f.entry.regs.push(class);
             }
             if !self.punct(',') {
                 break;
@@ -287,7 +290,7 @@ impl Parser {
             }
         }
         let (loc, inlined_at) = (f.loc, f.inlined_at);
-        entry(f).body.push(Instr {
+        f.entry.body.push(Instr {
             guard,
             op,
             operands,
@@ -369,8 +372,8 @@ impl Parser {
             return Operand::Special(name);
         }
         if name.starts_with("$L") || self.after_branch() {
-            let (instr, line) = (entry(f).body.len(), self.line());
-            scope(f).pending.push((instr, index, name, line));
+            let (instr, line) = (f.entry.body.len(), self.line());
+            f.scope.pending.push((instr, index, name, line));
             return Operand::Sink;
         }
         Operand::Symbol(name)
@@ -560,18 +563,9 @@ impl Parser {
     }
 }
 
-#[allow(clippy::expect_used)]
-fn entry(f: &mut Function) -> &mut Entry {
-    f.entry.as_mut().expect("set when the body begins")
-}
-
-#[allow(clippy::expect_used)]
-fn scope(f: &mut Function) -> &mut Scope {
-    f.scopes.last_mut().expect("closed only at the body's end")
-}
-
 fn find_reg(f: &Function, name: &str) -> Option<u32> {
-    f.scopes.iter().rev().find_map(|s| {
+    let mut scopes = std::iter::once(&f.scope).chain(f.outer.iter().rev());
+    scopes.find_map(|s| {
         s.regs.get(name).copied().or_else(|| {
             s.ranges.iter().find_map(|(prefix, first, count)| {
                 let number: u32 = name.strip_prefix(prefix.as_str())?.parse().ok()?;

@@ -1,0 +1,150 @@
+//! Arithmetic of one lane, bit by bit as PTX defines it.
+
+use half::{bf16, f16};
+
+use super::sticky;
+use crate::ir::Round;
+
+#[inline(always)]
+pub(super) fn f(x: u32) -> f32 {
+    f32::from_bits(x)
+}
+
+#[inline(always)]
+pub(super) fn h(x: u32) -> f32 {
+    f16::from_bits(x as u16).to_f32()
+}
+
+#[inline(always)]
+pub(super) fn to_h(x: f32) -> u32 {
+    f16::from_f32(x).to_bits().into()
+}
+
+#[inline(always)]
+pub(super) fn b(x: u32) -> f32 {
+    bf16::from_bits(x as u16).to_f32()
+}
+
+#[inline(always)]
+pub(super) fn to_b(x: f32) -> u32 {
+    bf16::from_f32(x).to_bits().into()
+}
+
+/// A product and a sum rounded once.
+#[inline(always)]
+pub(super) fn h_fma(x: u32, y: u32, z: u32) -> u32 {
+    to_h(sticky::single(sticky::fma(
+        h(x).into(),
+        h(y).into(),
+        h(z).into(),
+    )))
+}
+
+#[inline(always)]
+pub(super) fn b_fma(x: u32, y: u32, z: u32) -> u32 {
+    to_b(sticky::single(sticky::fma(
+        b(x).into(),
+        b(y).into(),
+        b(z).into(),
+    )))
+}
+
+/// Both halves of a pair.
+#[inline(always)]
+pub(super) fn pair(x: u32, y: u32, z: u32, op: impl Fn(u32, u32, u32) -> u32) -> u32 {
+    op(x & 0xFFFF, y & 0xFFFF, z & 0xFFFF) & 0xFFFF | op(x >> 16, y >> 16, z >> 16) << 16
+}
+
+/// The smaller number; the other one if one is NaN, as `min.f32`.
+#[inline(always)]
+pub(super) fn fmin(x: f32, y: f32) -> f32 {
+    if x.is_nan() {
+        y
+    } else if y.is_nan() {
+        x
+    } else if x == y {
+        // -0 is below +0.
+        if x.is_sign_negative() { x } else { y }
+    } else if x < y {
+        x
+    } else {
+        y
+    }
+}
+
+/// [`fmin`] of f64.
+#[inline(always)]
+pub(super) fn dmin(x: f64, y: f64) -> f64 {
+    if x.is_nan() {
+        y
+    } else if y.is_nan() || x.total_cmp(&y).is_lt() {
+        x
+    } else {
+        y
+    }
+}
+
+#[inline(always)]
+pub(super) fn fmax(x: f32, y: f32) -> f32 {
+    -fmin(-x, -y)
+}
+
+/// `fma` rounded in one direction.
+pub(super) fn directed_fma(x: f32, y: f32, z: f32, round: Round) -> f32 {
+    let (x, y, z) = (f64::from(x), f64::from(y), f64::from(z));
+    let sum = sticky::fma(x, y, z);
+    // Opposite numbers add up to -0 rounding down, to +0 otherwise.
+    let opposite = (x * y).is_sign_negative() != z.is_sign_negative();
+    if sum == 0.0 && opposite && round == Round::Down {
+        return -0.0;
+    }
+    super::convert::directed(sum, round)
+}
+
+#[inline(always)]
+pub(super) fn prmt(x: u32, y: u32, selector: u32) -> u32 {
+    let bytes = u64::from(y) << 32 | u64::from(x);
+    (0..4).fold(0, |out, i| {
+        let s = selector >> (4 * i) & 15;
+        let byte = (bytes >> (8 * (s & 7))) as u8;
+        let byte = if s & 8 != 0 {
+            ((byte as i8) >> 7) as u8
+        } else {
+            byte
+        };
+        out | u32::from(byte) << (8 * i)
+    })
+}
+
+#[inline(always)]
+pub(super) fn bfe(x: u32, pos: u32, len: u32, signed: bool) -> u32 {
+    let (pos, len) = (pos & 0xFF, len & 0xFF);
+    if len == 0 {
+        return 0;
+    }
+    let end = (pos + len - 1).min(31);
+    let sign = if signed && x >> end & 1 == 1 {
+        u32::MAX
+    } else {
+        0
+    };
+    let low = if pos > 31 { sign } else { x >> pos };
+    let keep = if len >= 32 { u32::MAX } else { (1 << len) - 1 };
+    let width = 32u32.saturating_sub(pos).min(len);
+    let present = if width >= 32 {
+        u32::MAX
+    } else {
+        (1u32 << width) - 1
+    };
+    low & keep & present | sign & !(present & keep)
+}
+
+#[inline(always)]
+pub(super) fn funnel(lo: u32, hi: u32, shift: u32, left: bool) -> u32 {
+    let both = u64::from(hi) << 32 | u64::from(lo);
+    if left {
+        (both << shift >> 32) as u32
+    } else {
+        (both >> shift) as u32
+    }
+}

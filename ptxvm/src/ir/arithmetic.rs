@@ -1,0 +1,145 @@
+//! Arithmetic on registers: the operation by name and type, the operands by its width.
+
+use super::names::{alu, boolean, last_ty};
+use super::operands::{Decoder, operand};
+use super::{Alu64, NONE, Op, Ty};
+use crate::ptx::Operand;
+
+type Result<T> = std::result::Result<T, String>;
+
+impl Decoder {
+    pub(super) fn arithmetic(&mut self, m: &[&str], o: &[Operand]) -> Result<Op> {
+        let t = last_ty(m)?;
+        if matches!(t, Ty::Pred) || self.is_pred(&o[0]) {
+            let d = self.pred(&o[0])?.0;
+            let (a, na) = self.pred(&o[1])?;
+            if m[0] == "not" {
+                return Ok(Op::PredNot { d, a });
+            }
+            let (b, nb) = self.pred(o.get(2).ok_or("no second operand")?)?;
+            return Ok(Op::PredLogic {
+                f: boolean(m[0])?,
+                d,
+                a,
+                na,
+                b,
+                nb,
+            });
+        }
+        if m.contains(&"cc") || m[0] == "addc" || m[0] == "subc" || m[0] == "madc" {
+            return Err("carries are not known".into());
+        }
+        if m.contains(&"sat") || m.contains(&"relu") {
+            return Err("saturation is known in conversions only".into());
+        }
+        let (signed, wide_result) = (t.is_signed(), m.contains(&"wide"));
+        if wide_result {
+            let c = o.get(3);
+            return Ok(if t.bits() == 16 {
+                Op::Wide16 {
+                    signed,
+                    d: self.word(&o[0])?,
+                    a: self.word(&o[1])?,
+                    b: self.word(operand(o, 2)?)?,
+                    c: c.map_or(Ok(NONE), |c| self.word(c))?,
+                }
+            } else {
+                Op::Wide {
+                    signed,
+                    d: self.double(&o[0])?,
+                    a: self.word(&o[1])?,
+                    b: self.word(operand(o, 2)?)?,
+                    c: c.map_or(Ok(NONE), |c| self.double(c))?,
+                }
+            });
+        }
+        if t.is_double() {
+            return self.arithmetic64(m, o, t);
+        }
+        let f = alu(m, t).ok_or_else(|| format!("not known for {t:?}"))?;
+        arity(m[0], o)?;
+        let row = |d: &mut Decoder, i: usize| o.get(i).map_or(Ok(NONE), |x| d.word(x));
+        // bfind and popc of 64 bits were taken above; everything else reads words.
+        Ok(Op::Alu {
+            f,
+            d: self.word(&o[0])?,
+            a: row(self, 1)?,
+            b: row(self, 2)?,
+            c: row(self, 3)?,
+        })
+    }
+
+    fn arithmetic64(&mut self, m: &[&str], o: &[Operand], t: Ty) -> Result<Op> {
+        let signed = t.is_signed();
+        if matches!(m[0], "shl" | "shr") {
+            return Ok(Op::Shift64 {
+                left: m[0] == "shl",
+                signed,
+                d: self.double(&o[0])?,
+                a: self.double(&o[1])?,
+                b: self.word(operand(o, 2)?)?,
+            });
+        }
+        if matches!(m[0], "clz" | "popc") {
+            return Ok(Op::Count64 {
+                clz: m[0] == "clz",
+                d: self.word(&o[0])?,
+                a: self.double(&o[1])?,
+            });
+        }
+        let pick = |u, s| if signed { s } else { u };
+        let f = match (m[0], t) {
+            ("add", Ty::F64) => Alu64::DAdd,
+            ("sub", Ty::F64) => Alu64::DSub,
+            ("mul", Ty::F64) => Alu64::DMul,
+            ("fma" | "mad", Ty::F64) => Alu64::DFma,
+            ("div", Ty::F64) => Alu64::DDiv,
+            ("min", Ty::F64) => Alu64::DMin,
+            ("max", Ty::F64) => Alu64::DMax,
+            ("neg", Ty::F64) => Alu64::DNeg,
+            ("abs", Ty::F64) => Alu64::DAbs,
+            ("sqrt", Ty::F64) => Alu64::DSqrt,
+            ("rcp", Ty::F64) => Alu64::DRcp,
+            ("add", _) => Alu64::Add,
+            ("sub", _) => Alu64::Sub,
+            ("mul", _) if m.contains(&"hi") => pick(Alu64::MulHiU, Alu64::MulHiS),
+            ("mul", _) => Alu64::Mul,
+            ("mad", _) if !m.contains(&"hi") => Alu64::Mad,
+            ("div", _) => pick(Alu64::DivU, Alu64::DivS),
+            ("rem", _) => pick(Alu64::RemU, Alu64::RemS),
+            ("min", _) => pick(Alu64::MinU, Alu64::MinS),
+            ("max", _) => pick(Alu64::MaxU, Alu64::MaxS),
+            ("neg", _) => Alu64::NegS,
+            ("abs", _) => Alu64::AbsS,
+            ("and", _) => Alu64::And,
+            ("or", _) => Alu64::Or,
+            ("xor", _) => Alu64::Xor,
+            ("not", _) => Alu64::Not,
+            _ => return Err(format!("not known for {t:?}")),
+        };
+        arity(m[0], o)?;
+        let row = |d: &mut Decoder, i: usize| o.get(i).map_or(Ok(NONE), |x| d.double(x));
+        Ok(Op::Alu64 {
+            f,
+            d: self.double(&o[0])?,
+            a: row(self, 1)?,
+            b: row(self, 2)?,
+            c: row(self, 3)?,
+        })
+    }
+}
+
+/// Arithmetic has as many operands as its name says.
+fn arity(name: &str, o: &[Operand]) -> Result<()> {
+    let n = match name {
+        "mad" | "fma" | "shf" | "bfe" | "prmt" => 4,
+        "neg" | "abs" | "not" | "sqrt" | "rcp" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos"
+        | "tanh" | "brev" | "clz" | "popc" | "bfind" => 2,
+        _ => 3,
+    };
+    if o.len() == n {
+        Ok(())
+    } else {
+        Err(format!("{} operands where {n} are needed", o.len()))
+    }
+}
