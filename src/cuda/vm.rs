@@ -1,7 +1,7 @@
 //! The PTX virtual machine as a [`Driver`].
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use ptxvm::{Counters, Launch, Machine, Program};
@@ -28,7 +28,8 @@ struct State {
     events: Vec<Instant>,
     graphs: Vec<Vec<Work>>,
     capture: Option<Vec<Work>>,
-    counters: Vec<(String, Counters)>,
+    /// By kernel.
+    counters: BTreeMap<String, Counters>,
 }
 
 /// What a capture notes.
@@ -51,13 +52,13 @@ impl VmDriver {
                 events: vec![],
                 graphs: vec![],
                 capture: None,
-                counters: vec![],
+                counters: BTreeMap::new(),
             }),
         }
     }
 
-    /// Counters of every launch since the last call, by kernel, in order.
-    pub fn take_counters(&self) -> Vec<(String, Counters)> {
+    /// By kernel, what all its launches since the last call counted.
+    pub fn take_counters(&self) -> BTreeMap<String, Counters> {
         std::mem::take(&mut self.state.borrow_mut().counters)
     }
 
@@ -116,7 +117,7 @@ impl State {
                     .machine
                     .launch(&self.loaded[*program], name, launch, &bytes)
                     .map_err(|fault| failed(name, &fault))?;
-                self.counters.push((name.clone(), counters));
+                *self.counters.entry(name.clone()).or_default() += &counters;
                 Ok(())
             }
         }

@@ -60,7 +60,7 @@ fn products_have_no_bank_conflicts() {
 fn products_do_only_what_they_must() {
     let flops: Vec<u64> = counted(&layer(256, 256, 8, Tile::Small), REAL)
         .iter()
-        .filter(|(kernel, _)| kernel == "lora_linear_forward_small_f16")
+        .filter(|(kernel, _)| *kernel == "lora_linear_forward_small_f16")
         .map(|(_, c)| c.total.matrix_flops)
         .collect();
     let rows = World::new(REAL).count(Rows::Tokens).next_multiple_of(64) as u64;

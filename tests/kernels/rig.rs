@@ -2,7 +2,7 @@
 //! every op goes through.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -433,13 +433,13 @@ fn compare(case: &dyn Case, world: &World, got: &Out, want: &[f64]) {
     }
 }
 
-/// What the virtual machine counted in each launch; nothing on a GPU.
-pub fn counted(case: &dyn Case, members: &[Member]) -> Vec<(String, Counters)> {
+/// By kernel, what the virtual machine counted; nothing on a GPU.
+pub fn counted(case: &dyn Case, members: &[Member]) -> BTreeMap<String, Counters> {
     let world = World::new(members);
     let d = Device::new(world.batch.bucket(), None);
     load(case, &d, &world);
     case.launch(&d).expect("launched");
-    d.vm.as_ref().map_or(vec![], |vm| vm.take_counters())
+    d.vm().map_or_else(BTreeMap::new, VmDriver::take_counters)
 }
 
 /// Again, and with blocks and warps in other orders: the same bytes.
