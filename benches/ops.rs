@@ -16,6 +16,7 @@ use crosstune::exec::state::TrainState;
 use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep};
 use crosstune::graph::backward::backward_from;
 use crosstune::graph::{Dim, Graph, Role, ValueId};
+use crosstune::ops::activation::{Activation, Kind};
 use crosstune::ops::adam::{AdamStep, GradNorm};
 use crosstune::ops::attention::Attention;
 use crosstune::ops::contrastive::{Contrastive, Pair};
@@ -259,6 +260,19 @@ fn layer_norm(c: &mut Criterion) {
     }
 }
 
+/// A bottleneck of 24 channels.
+fn activation(c: &mut Criterion) {
+    for (size, _, _, _, texts) in SHAPES {
+        for (name, kind) in [("gelu_tanh", Kind::GeluTanh), ("relu", Kind::Relu)] {
+            let mut rig = Rig::new(texts);
+            let inp = rig.input("inp", Dim::Tokens, 24);
+            let out = Activation::push(&mut rig.graph, "out", kind, inp);
+            rig.seed(out);
+            nodes(c, "activation", &format!("{size}-{name}"), rig, None);
+        }
+    }
+}
+
 fn pool(c: &mut Criterion) {
     for (size, hidden, _, _, texts) in SHAPES {
         let mut rig = Rig::new(texts);
@@ -347,6 +361,6 @@ fn products(c: &mut Criterion) {
 }
 
 criterion_group!(
-    benches, products, linear, attention, layer_norm, embedding, pool, losses, adam
+    benches, products, linear, attention, layer_norm, activation, embedding, pool, losses, adam
 );
 criterion_main!(benches);
