@@ -63,8 +63,9 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
-    pub fn line(&self, text: impl Display) {
+    /// A line that stays; what comes after it is counted afresh.
+    pub fn line(&mut self, text: impl Display) {
+        self.shown = 0;
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
             None if !self.quiet => eprintln!("{text}"),
