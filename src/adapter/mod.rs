@@ -2,11 +2,11 @@
 
 pub mod bottleneck;
 pub mod file;
-pub mod found;
+mod found;
 pub mod merge;
 pub mod opendelta;
 pub mod peft;
-pub mod peft_config;
+mod peft_config;
 
 use bottleneck::BottleneckConfig;
 
@@ -217,9 +217,8 @@ impl Adapter {
 }
 
 /// Initial values of a tensor that the checkpoint does not have, `None` if it must have it:
-/// OpenDelta's. `lora_A` (R, K) is
-/// uniform in +-1/sqrt(K) (Kaiming with a = sqrt 5), `lora_B` zero. Named random numbers: the same
-/// for a member alone and in company.
+/// OpenDelta's. `lora_A` (R, K) is uniform in +-1/sqrt(K) (Kaiming with a = sqrt 5), `lora_B` zero.
+/// Named random numbers: the same for a member alone and in company.
 pub fn initial(name: &str, shape: &[usize], seed: u64) -> Option<Vec<f32>> {
     let len = shape.iter().product();
     if name.ends_with(".lora_A") {
