@@ -1,4 +1,4 @@
-// The gradient of the exact GELU; the forward is fused into lora_linear.
+// The gradient of the exact GELU; the forward is fused into linear.
 //
 // Computes  dinp = dout (Phi(inp) + inp phi(inp)), Phi and phi the normal distribution and density.
 // Arguments inp dout dinp (T, C) f16; step StepParams.

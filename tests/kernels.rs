@@ -10,8 +10,8 @@ mod counters;
 mod gelu;
 #[path = "kernels/layer_norm.rs"]
 mod layer_norm;
-#[path = "kernels/lora_linear.rs"]
-mod lora_linear;
+#[path = "kernels/linear.rs"]
+mod linear;
 #[path = "kernels/planted.rs"]
 mod planted;
 #[path = "kernels/resources.rs"]
@@ -39,13 +39,13 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "layer_norm.dinp",      error: 8e-3, nmse: 4e-7  }, // 1.9e-3, 8.5e-8
     Limit { name: "layer_norm.dweight",   error: 4e-3, nmse: 4e-7  }, // 8.3e-4, 8.6e-8
     Limit { name: "layer_norm.dbias",     error: 2e-7, nmse: 2e-15 }, // 4.5e-8, 3.8e-16
-    Limit { name: "lora_linear.u",        error: 2e-3, nmse: 3e-7  }, // 3.2e-4, 5.7e-8
-    Limit { name: "lora_linear.out",      error: 2e-3, nmse: 4e-7  }, // 3.9e-4, 9.3e-8
-    Limit { name: "lora_linear.act",      error: 2e-3, nmse: 3e-7  }, // 4.2e-4, 5.1e-8
-    Limit { name: "lora_linear.v",        error: 2e-3, nmse: 3e-7  }, // 3.2e-4, 6.4e-8
-    Limit { name: "lora_linear.dinp",     error: 2e-3, nmse: 3e-7  }, // 3.7e-4, 5.3e-8
-    Limit { name: "lora_linear.dlora_a",  error: 4e-3, nmse: 2e-7  }, // 8.1e-4, 4.4e-8
-    Limit { name: "lora_linear.dlora_b",  error: 4e-3, nmse: 8e-6  }, // 8.1e-4, 1.8e-6
+    Limit { name: "linear.u",        error: 2e-3, nmse: 3e-7  }, // 3.2e-4, 5.7e-8
+    Limit { name: "linear.out",      error: 2e-3, nmse: 4e-7  }, // 3.9e-4, 9.3e-8
+    Limit { name: "linear.act",      error: 2e-3, nmse: 3e-7  }, // 4.2e-4, 5.1e-8
+    Limit { name: "linear.v",        error: 2e-3, nmse: 3e-7  }, // 3.2e-4, 6.4e-8
+    Limit { name: "linear.dinp",     error: 2e-3, nmse: 3e-7  }, // 3.7e-4, 5.3e-8
+    Limit { name: "linear.dlora_a",  error: 4e-3, nmse: 2e-7  }, // 8.1e-4, 4.4e-8
+    Limit { name: "linear.dlora_b",  error: 4e-3, nmse: 8e-6  }, // 8.1e-4, 1.8e-6
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
     Limit { name: "contrastive.loss",     error: 2e-5, nmse: 3e-10 }, // 3.8e-6, 5.7e-11
     Limit { name: "contrastive.lse",      error: 2e-6, nmse: 4e-13 }, // 3.0e-7, 9.0e-14

@@ -1,13 +1,13 @@
 //! What the virtual machine counts, exactly: sectors moved for nothing, bank conflicts, matrix FLOPs.
 
-use crosstune::cuda::ops::lora_linear::Tile;
+use crosstune::cuda::ops::linear::Tile;
 use crosstune::ops::contrastive::Pair;
 use crosstune::text::pack::Rows;
 
 use crate::contrastive::Loss;
 use crate::gelu::Gelu;
 use crate::layer_norm::{Norm, Params};
-use crate::lora_linear::layer;
+use crate::linear::layer;
 use crate::rig::*;
 
 /// Asserts that no launch of a case moves more than `sectors` times what its bytes fill, nor has
@@ -60,7 +60,7 @@ fn products_have_no_bank_conflicts() {
 fn products_do_only_what_they_must() {
     let flops: Vec<u64> = counted(&layer(256, 256, 8, Tile::Small), REAL)
         .iter()
-        .filter(|(kernel, _)| *kernel == "lora_linear_forward_small_f16")
+        .filter(|(kernel, _)| *kernel == "linear_forward_small_f16")
         .map(|(_, c)| c.total.matrix_flops)
         .collect();
     let rows = World::new(REAL).count(Rows::Tokens).next_multiple_of(64) as u64;

@@ -4,9 +4,9 @@
 use crosstune::cuda::embedded;
 
 use crate::layer_norm::{Norm, PerMember};
-use crate::lora_linear::layer;
+use crate::linear::layer;
 use crate::rig::*;
-use crosstune::cuda::ops::lora_linear::Tile;
+use crosstune::cuda::ops::linear::Tile;
 
 /// Which instruction of a kernel's PTX is changed: the `nth` whose text holds `has`.
 struct Plant<'a> {
@@ -87,12 +87,12 @@ fn removed(_: &str) -> String {
     String::new()
 }
 
-const PRODUCT: &str = "lora_linear_forward_small_f16";
+const PRODUCT: &str = "linear_forward_small_f16";
 
 #[test]
 fn a_missing_wait_is_found() {
     let plant = Plant {
-        file: "lora_linear",
+        file: "linear",
         kernel: PRODUCT,
         has: "cp.async.wait_group 1",
         nth: 1,

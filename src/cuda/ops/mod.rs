@@ -4,7 +4,7 @@
 pub mod contrastive;
 pub mod gelu;
 pub mod layer_norm;
-pub mod lora_linear;
+pub mod linear;
 
 use super::step_params::{StepBuffer, kind};
 use super::{Arg, DevicePtr, Driver, DriverError, Geometry, Result, embedded};

@@ -1,8 +1,8 @@
-//! `kernels/lora_linear.cu`
+//! `kernels/linear.cu`
 
 use crosstune::cuda::Result;
 use crosstune::cuda::ops::DeviceTensor;
-use crosstune::cuda::ops::lora_linear::{
+use crosstune::cuda::ops::linear::{
     Backward, Forward, Lora, LoraBackward, Tile, backward, forward,
 };
 use crosstune::ops::real;
@@ -10,7 +10,7 @@ use crosstune::text::pack::Rows;
 
 use crate::rig::*;
 
-const OP: &str = "lora_linear";
+const OP: &str = "linear";
 
 #[derive(Clone, Copy, Debug)]
 pub struct Layer {
@@ -226,7 +226,7 @@ pub fn layer(c: usize, oc: usize, rank: usize, tile: Tile) -> Layer {
 }
 
 #[test]
-fn lora_linear_agrees_with_the_loops() {
+fn linear_agrees_with_the_loops() {
     for tile in [Tile::Small, Tile::Large] {
         for (c, oc, rank, members) in [
             (1, 1, 1, ONE),
@@ -254,33 +254,33 @@ fn lora_linear_agrees_with_the_loops() {
 }
 
 #[test]
-fn lora_linear_agrees_at_real_size() {
+fn linear_agrees_at_real_size() {
     agrees(&layer(768, 768, 8, Tile::Small), REAL);
     agrees(&layer(768, 256, 8, Tile::Large), REAL);
 }
 
 #[test]
-fn lora_linear_gives_the_same_bits_in_any_tile() {
+fn linear_gives_the_same_bits_in_any_tile() {
     let give = |tile| outputs(&layer(72, 136, 8, tile), SEVERAL);
     assert!(give(Tile::Small) == give(Tile::Large));
 }
 
 #[test]
-fn lora_linear_repeats_its_bits() {
+fn linear_repeats_its_bits() {
     for tile in [Tile::Small, Tile::Large] {
         repeats(&layer(72, 37, 12, tile), SEVERAL);
     }
 }
 
 #[test]
-fn lora_linear_of_a_member_is_the_same_alone() {
+fn linear_of_a_member_is_the_same_alone() {
     for tile in [Tile::Small, Tile::Large] {
         alone_as_in_company(&layer(72, 37, 12, tile), SEVERAL);
     }
 }
 
 #[test]
-fn lora_linear_replays_with_other_sizes() {
+fn linear_replays_with_other_sizes() {
     let steps: [&[Member]; 3] = [ALONE, &[Member(1, false, 3, 8)], REAL];
     replays(&layer(40, 37, 4, Tile::Small), &steps);
     replays(&layer(40, 37, 4, Tile::Large), &steps);
@@ -288,7 +288,7 @@ fn lora_linear_replays_with_other_sizes() {
 
 /// A branch of infinities stays its member's own.
 #[test]
-fn lora_linear_keeps_a_members_infinities_to_itself() {
+fn linear_keeps_a_members_infinities_to_itself() {
     let case = layer(40, 24, 8, Tile::Small);
     let world = World::new(SEVERAL);
     let sound = outputs(&case, SEVERAL);
@@ -309,7 +309,7 @@ fn lora_linear_keeps_a_members_infinities_to_itself() {
 
 /// `out` in columns of something wider: query, key and value side by side.
 #[test]
-fn lora_linear_writes_columns_of_something_wider() {
+fn linear_writes_columns_of_something_wider() {
     let case = layer(40, 24, 8, Tile::Small);
     let world = World::new(ALONE);
     let d = Device::new(world.batch.bucket(), None);

@@ -152,21 +152,21 @@ __forceinline__ __device__ void project(__half* out, const __half* inp, const __
 }  // namespace
 
 // u. Grid: (ceil(rows / 16) of the bucket, Rp / 8); block: 128.
-extern "C" __global__ void __launch_bounds__(128) lora_linear_project_f16(
+extern "C" __global__ void __launch_bounds__(128) linear_project_f16(
     __half* u, const __half* inp, const __half* lora_a, const StepParams* step, int rows, int C,
     int Rp, int ld_inp, int ld_lora_a) {
     project<Table::N_K>(u, inp, lora_a, step, rows, C, Rp, ld_inp, ld_lora_a, 1.f);
 }
 
 // v. Geometry as above.
-extern "C" __global__ void __launch_bounds__(128) lora_linear_project_backward_f16(
+extern "C" __global__ void __launch_bounds__(128) linear_project_backward_f16(
     __half* v, const __half* dout, const __half* lora_b, const StepParams* step, int rows, int OC,
     int Rp, int ld_out, float scale) {
     project<Table::K_N>(v, dout, lora_b, step, rows, OC, Rp, ld_out, Rp, scale);
 }
 
 // out and act from u. Grid: (ceil(OC / 128), ceil(rows / 128) of the bucket); block: 256.
-extern "C" __global__ void __launch_bounds__(256, 2) lora_linear_forward_f16(
+extern "C" __global__ void __launch_bounds__(256, 2) linear_forward_f16(
     __half* out, __half* act, const __half* inp, const __half* weight, const __half* bias,
     const __half* u, const __half* lora_b, const StepParams* step, int rows, int C, int OC, int Rp,
     int ld_inp, int ld_weight, int ld_out, float scale) {
@@ -175,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) lora_linear_forward_f16(
 }
 
 // The same bits in tiles of 64, for few rows. Grid: (ceil(OC / 64), ceil(rows / 64)); block: 128.
-extern "C" __global__ void __launch_bounds__(128) lora_linear_forward_small_f16(
+extern "C" __global__ void __launch_bounds__(128) linear_forward_small_f16(
     __half* out, __half* act, const __half* inp, const __half* weight, const __half* bias,
     const __half* u, const __half* lora_b, const StepParams* step, int rows, int C, int OC, int Rp,
     int ld_inp, int ld_weight, int ld_out, float scale) {
@@ -184,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(128) lora_linear_forward_small_f16(
 }
 
 // dinp from v. Grid: (ceil(C / 128), ceil(rows / 128) of the bucket); block: 256.
-extern "C" __global__ void __launch_bounds__(256, 2) lora_linear_backward_f16(
+extern "C" __global__ void __launch_bounds__(256, 2) linear_backward_f16(
     __half* dinp, const __half* dout, const __half* weight, const __half* resid, const __half* v,
     const __half* lora_a, const StepParams* step, int rows, int C, int OC, int Rp, int ld_inp,
     int ld_weight, int ld_out, int ld_lora_a) {
@@ -193,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) lora_linear_backward_f16(
 }
 
 // The same bits in tiles of 64, for few rows. Grid: (ceil(C / 64), ceil(rows / 64)); block: 128.
-extern "C" __global__ void __launch_bounds__(128) lora_linear_backward_small_f16(
+extern "C" __global__ void __launch_bounds__(128) linear_backward_small_f16(
     __half* dinp, const __half* dout, const __half* weight, const __half* resid, const __half* v,
     const __half* lora_a, const StepParams* step, int rows, int C, int OC, int Rp, int ld_inp,
     int ld_weight, int ld_out, int ld_lora_a) {
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(128) lora_linear_backward_small_f16
 // member `R * N` apart, `stride_r` and `stride_n` within: dA from v and inp, dB from u and dout.
 // Every 64th row from the member's first on is summed by the same four lanes, and the 64 sums are
 // added in a fixed order. Grid: (ceil(N / 32), Rp / 8, G); block: 256.
-extern "C" __global__ void __launch_bounds__(256) lora_linear_backward_params_f16(
+extern "C" __global__ void __launch_bounds__(256) linear_backward_params_f16(
     float* grad, const __half* x, const __half* coeff, const StepParams* step, int rows, int N,
     int R, int Rp, int ld_x, int stride_r, int stride_n, float scale) {
     __shared__ float sums[8][8][36];   // 36: no bank is hit twice, whichever way it is read

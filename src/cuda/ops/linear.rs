@@ -1,4 +1,4 @@
-//! Launches of `kernels/lora_linear.cu`.
+//! Launches of `kernels/linear.cu`.
 
 use super::{Check, Context, DeviceTensor, Launch, int, ptr, rows_arg};
 use crate::cuda::{Arg, DevicePtr, Result};
@@ -104,7 +104,7 @@ impl Tile {
             Tile::Large => (kernels[1], 128, 256),
         };
         Launch {
-            file: "lora_linear",
+            file: "linear",
             kernel,
             grid: [cols.div_ceil(side), rows.div_ceil(side), 1],
             block: [threads, 1, 1],
@@ -117,7 +117,7 @@ impl Tile {
 /// # Errors
 /// If a tensor is not as its field says, or a launch fails.
 pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
-    let check = Check("lora_linear_forward");
+    let check = Check("linear_forward");
     let (rows, c, oc) = (cx.step.rows(op.rows), op.weight.cols, op.weight.rows);
     check.rows("inp", &op.inp, (rows, c), op.inp.ld)?;
     check.rows("weight", &op.weight, (oc, c), op.weight.ld)?;
@@ -132,7 +132,7 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
         branch(check, cx, lora, (rows, c, oc))?;
         project(cx, op, lora)?;
     }
-    let kernels = ["lora_linear_forward_small_f16", "lora_linear_forward_f16"];
+    let kernels = ["linear_forward_small_f16", "linear_forward_f16"];
     let args = [
         op.out.into(),
         ptr(op.act),
@@ -156,8 +156,8 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
 
 fn project(cx: Context<'_>, op: &Forward, lora: &Lora) -> Result<()> {
     let launch = Launch {
-        file: "lora_linear",
-        kernel: "lora_linear_project_f16",
+        file: "linear",
+        kernel: "linear_project_f16",
         grid: [lora.u.rows.div_ceil(PROJECT_ROWS), lora.u.ld / 8, 1],
         block: [128, 1, 1],
     };
@@ -180,7 +180,7 @@ fn project(cx: Context<'_>, op: &Forward, lora: &Lora) -> Result<()> {
 /// # Errors
 /// If a tensor is not as its field says, or a launch fails.
 pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
-    let check = Check("lora_linear_backward");
+    let check = Check("linear_backward");
     let (rows, c, oc) = (cx.step.rows(op.rows), op.weight.cols, op.weight.rows);
     check.rows("dout", &op.dout, (rows, oc), op.dout.ld)?;
     check.rows("weight", &op.weight, (oc, c), op.weight.ld)?;
@@ -196,7 +196,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     if let Some(resid) = &op.resid {
         check.rows("resid", resid, (rows, c), dinp.ld)?;
     }
-    let kernels = ["lora_linear_backward_small_f16", "lora_linear_backward_f16"];
+    let kernels = ["linear_backward_small_f16", "linear_backward_f16"];
     let args = [
         (*dinp).into(),
         op.dout.into(),
@@ -219,8 +219,8 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
 
 fn project_backward(cx: Context<'_>, op: &Backward, l: &LoraBackward) -> Result<()> {
     let launch = Launch {
-        file: "lora_linear",
-        kernel: "lora_linear_project_backward_f16",
+        file: "linear",
+        kernel: "linear_project_backward_f16",
         grid: [l.v.rows.div_ceil(PROJECT_ROWS), l.v.ld / 8, 1],
         block: [128, 1, 1],
     };
@@ -274,8 +274,8 @@ fn branch_grad(
     scale: f32,
 ) -> Result<()> {
     let launch = Launch {
-        file: "lora_linear",
-        kernel: "lora_linear_backward_params_f16",
+        file: "linear",
+        kernel: "linear_backward_params_f16",
         grid: [
             x.cols.div_ceil(PARAM_COLS),
             coeff.ld / 8,
