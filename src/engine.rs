@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::adapter::Adapter;
 use crate::adapter::file::AdapterFile;
+use crate::adapter_set::AdapterSet;
 use crate::bad_input;
 use crate::error::{Error, Result};
 use crate::exec::cpu::CpuExecutor;
@@ -158,27 +159,7 @@ impl Engine {
         adapter: Option<&AdapterFile>,
     ) -> Result<Vec<f32>> {
         let ids = self.tokenize(texts)?;
-        let mut encoder = match adapter {
-            Some(file) => {
-                let mut encoder = TextEncoder::new(self, &file.config)?;
-                file.load_into(&mut encoder.state)?;
-                encoder
-            }
-            None => TextEncoder::new(self, &Adapter::default())?,
-        };
-        encoder.encode(self, &ids, &mut |_| {})
-    }
-
-    /// Fails if a feature is not finite, naming the tensor that is to blame.
-    fn check_finite(&self, features: &[f32], state: &TrainState) -> Result<()> {
-        let Some(at) = features.iter().position(|x| !x.is_finite()) else {
-            return Ok(());
-        };
-        let row = at / self.embed_dim() + 1;
-        Err(Error::Run(format!(
-            "text {row}: its feature is not finite; {}",
-            self.blame(state, 0)
-        )))
+        AdapterSet::new(self, &[adapter])?.encode(self, &ids, &vec![0; ids.len()], &mut |_| {})
     }
 
     /// Why numbers are not finite: the first bad weight of the checkpoint, or else the largest value
@@ -201,11 +182,11 @@ impl Engine {
     }
 }
 
-/// The tower alone, bound to memory, with the values of one adapter.
+/// The tower alone, bound to memory, with the values of one adapter or of several of one kind.
 pub struct TextEncoder {
     program: EncodeProgram,
     exec: CpuExecutor,
-    /// Values of the trainable tensors, one member.
+    /// Values of the trainable tensors, one member an adapter.
     pub state: TrainState,
     adapter: Adapter,
 }
@@ -216,10 +197,18 @@ impl TextEncoder {
     /// # Errors
     /// If the checkpoint lacks a tensor.
     pub fn new(engine: &Engine, adapter: &Adapter) -> Result<TextEncoder> {
+        TextEncoder::with_members(engine, adapter, 1)
+    }
+
+    /// The same for several adapters of one configuration.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks a tensor.
+    pub fn with_members(engine: &Engine, adapter: &Adapter, members: usize) -> Result<TextEncoder> {
         let model = engine.model();
         let program = EncodeProgram::new(&model.config, model.head, adapter);
         let frozen = Arc::new(model.bind(&program.graph)?);
-        let state = model.init(&program.graph, &[0])?;
+        let state = model.init(&program.graph, &vec![0; members])?;
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
         Ok(TextEncoder {
             program,
@@ -234,7 +223,8 @@ impl TextEncoder {
         &self.adapter
     }
 
-    /// Features (N, E) of tokenised texts; `progress` is told how many are done.
+    /// Features (N, E) of tokenised texts by the first adapter; `progress` is told how many are
+    /// done.
     ///
     /// # Errors
     /// If a feature is not finite.
@@ -244,35 +234,65 @@ impl TextEncoder {
         ids: &[Vec<u32>],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<f32>> {
+        let all: Vec<(usize, usize)> = (0..ids.len()).map(|i| (i, 0)).collect();
+        let mut features = vec![0f32; ids.len() * engine.embed_dim()];
+        self.encode_into(&mut features, engine, ids, &all, progress)?;
+        Ok(features)
+    }
+
+    /// Writes the features of some of the texts into their rows of `features` (N, E); beside each
+    /// text stands the number of its adapter. A feature does not depend on a text's company.
+    ///
+    /// # Errors
+    /// If a feature is not finite.
+    pub(crate) fn encode_into(
+        &mut self,
+        features: &mut [f32],
+        engine: &Engine,
+        ids: &[Vec<u32>],
+        texts: &[(usize, usize)],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<()> {
         let offset = engine.model().config.position_offset() as u32;
-        let mut features = Vec::with_capacity(ids.len() * engine.embed_dim());
+        let width = engine.embed_dim();
         let mut start = 0;
-        while start < ids.len() {
+        while start < texts.len() {
             let mut end = start;
             let mut tokens = 0;
-            while end < ids.len() && (end == start || tokens + ids[end].len() <= ENCODE_TOKENS) {
-                tokens += ids[end].len();
+            while end < texts.len()
+                && (end == start || tokens + ids[texts[end].0].len() <= ENCODE_TOKENS)
+            {
+                tokens += ids[texts[end].0].len();
                 end += 1;
             }
-            let anchors = (start..end)
-                .map(|i| Text {
-                    ids: &ids[i],
+            // Rows of a member lie together.
+            let mut pass = texts[start..end].to_vec();
+            pass.sort_by_key(|(_, member)| *member);
+            let mut members = vec![MemberTexts::default(); self.state.members];
+            for (text, member) in &pass {
+                members[*member].anchors.push(Text {
+                    ids: &ids[*text],
                     role: 0,
                     item: 0,
-                })
-                .collect();
-            let member = MemberTexts {
-                anchors,
-                partners: vec![],
-            };
-            let batch = Batch::pack(&[member], offset, vec![]);
-            self.exec
-                .run(&mut self.state, &batch, &[MemberStep::default()])?;
-            features.extend(self.exec.output(self.program.features));
+                });
+            }
+            let batch = Batch::pack(&members, offset, vec![]);
+            let steps = vec![MemberStep::default(); members.len()];
+            self.exec.run(&mut self.state, &batch, &steps)?;
+            let out = self.exec.output(self.program.features);
+            for ((text, member), row) in pass.iter().zip(out.chunks_exact(width)) {
+                if row.iter().any(|x| !x.is_finite()) {
+                    return Err(Error::Run(format!(
+                        "text {}: its feature is not finite; {}",
+                        text + 1,
+                        engine.blame(&self.state, *member)
+                    )));
+                }
+                features[text * width..][..width].copy_from_slice(row);
+            }
             start = end;
             progress(start);
         }
-        engine.check_finite(&features, &self.state)?;
-        Ok(features)
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md is the map; the modules below stand in the order in which data moves.
 
 pub mod adapter;
+pub mod adapter_set;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod data;

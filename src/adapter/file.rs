@@ -127,15 +127,15 @@ impl AdapterFile {
         self.config.check()?;
         self.config.check_layers(model.config.layers)?;
         let program = EncodeProgram::new(&model.config, model.head, &self.config);
-        self.load_into(&mut model.init(&program.graph, &[0])?)
+        self.load_into(&mut model.init(&program.graph, &[0])?, 0)
     }
 
-    /// Copies the values into the only member of a state.
+    /// Copies the values into a member of a state.
     ///
     /// # Errors
     /// If a tensor is missing, is not the model's, or has another shape: the adapter belongs to
     /// another model.
-    pub fn load_into(&self, state: &mut TrainState) -> Result<()> {
+    pub fn load_into(&self, state: &mut TrainState, member: usize) -> Result<()> {
         for (name, shape, values) in &self.tensors {
             let Some(t) = state.find(name) else {
                 return Err(bad_input!(
@@ -150,7 +150,7 @@ impl AdapterFile {
                     shape_text(&want)
                 ));
             }
-            state.set_value(t, 0, values);
+            state.set_value(t, member, values);
         }
         let has = |name: &str| self.tensors.iter().any(|(n, _, _)| n == name);
         match state.tensors.iter().find(|t| !has(&t.name)) {

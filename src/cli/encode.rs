@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use crosstune::adapter::Adapter;
-use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
 use crosstune::data::captions::{lines_of, read_lines};
 use crosstune::data::features::Features;
-use crosstune::engine::{Engine, EngineOptions, TextEncoder};
+use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::weights::hub;
 use serde_json::json;
 
+use super::adapters::{AdapterArgs, Adapters};
 use super::data::required;
 use super::term::Progress;
 use super::{Output, check_target};
@@ -27,7 +26,10 @@ const STDIN: &str = "standard input";
 #[command(
     after_help = "Example: features of English captions, to stand in for image features:
   crosstune encode --model m-clip --texts test_1kcaptions_en.txt --names test_image_names.txt \\
-    --out images.safetensors"
+    --out images.safetensors
+Example: texts of several languages at once, each by its language's adapter:
+  crosstune encode --model m-clip --texts mixed.txt --langs mixed_langs.txt \\
+    --adapter de=runs/de/adapter_best.safetensors --adapter en=none --out mixed.safetensors"
 )]
 pub struct Args {
     /// The model: a folder, or a name in the local Hugging Face cache.
@@ -42,9 +44,11 @@ pub struct Args {
     /// The feature file: tensor image_features (N, E), f32, names in the metadata.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// An adapter to use.
+    /// One language a line: with --adapter LANG=FILE, each text's own adapter.
     #[arg(long, value_name = "FILE")]
-    adapter: Option<PathBuf>,
+    langs: Option<PathBuf>,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     /// Scale each feature to length 1.
     #[arg(long)]
     normalize: bool,
@@ -73,30 +77,26 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         true => (stdin_lines()?, PathBuf::from(STDIN)),
         false => (read_lines(&texts)?, texts),
     };
-    let names = args
-        .names
-        .as_deref()
-        .map(read_lines)
-        .transpose()?
-        .unwrap_or_default();
-    if let (Some(file), true) = (&args.names, names.len() != lines.len()) {
-        return Err(bad_input!(
-            "{}: has {} names, but {} has {} texts",
-            file.display(),
-            names.len(),
-            texts.display(),
-            lines.len()
-        )
-        .into());
-    }
-    let adapter = args.adapter.as_deref().map(AdapterFile::load).transpose()?;
-    let config = adapter
-        .as_ref()
-        .map_or_else(Adapter::default, |a| a.config.clone());
-    let mut encoder = TextEncoder::new(&engine, &config)?;
-    if let Some(a) = &adapter {
-        a.load_into(&mut encoder.state)?;
-    }
+    let beside = |file: &Option<PathBuf>, what: &str| -> Result<Vec<String>> {
+        let Some(file) = file else { return Ok(vec![]) };
+        let found = read_lines(file)?;
+        if found.len() != lines.len() {
+            return Err(bad_input!(
+                "{}: has {} {what}, but {} has {} texts",
+                file.display(),
+                found.len(),
+                texts.display(),
+                lines.len()
+            )
+            .into());
+        }
+        Ok(found)
+    };
+    let names = beside(&args.names, "names")?;
+    let adapters = args.adapters.load()?;
+    let langs = beside(&args.langs, "languages")?;
+    let which = slots(&adapters, args.langs.as_deref(), &langs, lines.len())?;
+    let mut set = adapters.bind(&engine)?;
     let ready = start.elapsed();
     let ids = engine
         .tokenize(&lines)
@@ -105,7 +105,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let total = ids.len() as u64;
     let mut progress = Progress::new(total, output.quiet);
     let encode = Instant::now();
-    let values = encoder.encode(&engine, &ids, &mut |done| {
+    let values = set.encode(&engine, &ids, &which, &mut |done| {
         progress.at(done as u64, total, "texts")
     })?;
     progress.finish();
@@ -145,6 +145,33 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The adapter of each text.
+fn slots(
+    adapters: &Adapters,
+    file: Option<&Path>,
+    langs: &[String],
+    n_texts: usize,
+) -> Result<Vec<usize>> {
+    match (file, adapters.by_language()) {
+        (None, true) => Err(bad_input!(
+            "langs: missing; --adapter LANG=FILE needs --langs FILE with each text's language"
+        )
+        .into()),
+        (Some(_), false) => Err(bad_input!(
+            "langs: is of no use without an --adapter LANG=FILE for one of the languages"
+        )
+        .into()),
+        (Some(file), true) => {
+            let slot = |(i, lang): (usize, &String)| {
+                let slot = adapters.slot(lang);
+                slot.map_err(|e| bad_input!("{}: line {}: {e}", file.display(), i + 1).into())
+            };
+            langs.iter().enumerate().map(slot).collect()
+        }
+        (None, false) => Ok(vec![adapters.slot_of_all(); n_texts]),
+    }
 }
 
 fn stdin_lines() -> Result<Vec<String>> {

@@ -3,20 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use crosstune::adapter::Adapter;
-use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
 use crosstune::data::{self, Needs, Protocol, Role, Shots, Split};
-use crosstune::engine::{Engine, EngineOptions, TextEncoder};
+use crosstune::engine::{Engine, EngineOptions};
 use crosstune::eval::disparity::{LanguageScore, disparity};
-use crosstune::eval::retrieval::Recall;
+use crosstune::eval::retrieval::{Recall, retrieval};
 use crosstune::train::examples::Examples;
 use crosstune::train::objective::Strategy;
-use crosstune::train::trainer::evaluate;
 use crosstune::weights::hub;
 use serde_json::json;
 
 use super::Output;
+use super::adapters::AdapterArgs;
 use super::data::{DataArgs, required};
 use super::term::{Progress, warn};
 
@@ -25,7 +23,10 @@ use super::term::{Progress, warn};
 #[command(
     after_help = "Example: zero-shot recall of all languages of XTD10, on the test items of \
 the 50/50/900 split:
-  crosstune eval --model m-clip --xtd10 XTD10/ --features images.safetensors --lang all"
+  crosstune eval --model m-clip --xtd10 XTD10/ --features images.safetensors --lang all
+Example: a German adapter on every language, but Korean with its own:
+  crosstune eval --model m-clip --xtd10 XTD10/ --features images.safetensors --lang all \\
+    --adapter runs/de/adapter_best.safetensors --adapter ko=runs/ko/adapter_best.safetensors"
 )]
 pub struct Args {
     /// The model: a folder, or a name in the local Hugging Face cache.
@@ -34,9 +35,8 @@ pub struct Args {
     /// Languages, comma-separated, or `all`.
     #[arg(long, value_delimiter = ',', value_name = "A,B|all")]
     lang: Vec<String>,
-    /// An adapter to use.
-    #[arg(long, value_name = "FILE")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     /// Which items: test, validation, train, or a published split such as test_2017_flickr
     /// [default: test].
     #[arg(long)]
@@ -55,6 +55,8 @@ pub struct Args {
 /// A language and its recall.
 struct Row {
     language: String,
+    /// None for the bare model.
+    adapter: Option<PathBuf>,
     recall: Recall,
 }
 
@@ -76,15 +78,12 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         list => list.to_vec(),
     };
     let (features, file) = args.data.image_features()?;
-    let adapter = args.adapter.as_deref().map(AdapterFile::load).transpose()?;
-    let mut encoder = match &adapter {
-        Some(a) => {
-            let mut encoder = TextEncoder::new(&engine, &a.config)?;
-            a.load_into(&mut encoder.state)?;
-            encoder
-        }
-        None => TextEncoder::new(&engine, &Adapter::default())?,
-    };
+    let adapters = args.adapters.load()?;
+    let slots: Vec<usize> = languages
+        .iter()
+        .map(|l| adapters.slot(l))
+        .collect::<Result<_>>()?;
+    let mut set = adapters.bind(&engine)?;
     let mut progress = Progress::new(languages.len() as u64, output.quiet);
     let mut rows = Vec::new();
     let mut all_warnings = Vec::new();
@@ -95,10 +94,16 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             all_warnings.push(format!("{language}: {w}"));
         }
         let examples = Examples::new(&engine, &split, &features, &file)?;
-        let recall = evaluate(&engine, &mut encoder, &examples, role)?;
+        let which = vec![slots[i]; examples.len()];
+        let texts = set.encode(&engine, examples.text(role)?, &which, &mut |_| {})?;
+        let (images, n, dim) = (&examples.images, examples.len(), examples.dim);
+        let recall = engine
+            .pool()
+            .install(|| retrieval(&texts, images, n, dim))?;
         progress.at(i as u64 + 1, languages.len() as u64, language);
         rows.push(Row {
             language: language.clone(),
+            adapter: adapters.file(slots[i]).map(Into::into),
             recall,
         });
     }
@@ -168,7 +173,9 @@ fn print(rows: &[Row], warnings: &[String], output: Output) -> Result<()> {
         let languages: Vec<_> = rows
             .iter()
             .map(|r| {
-                let mut row = json!({"language": r.language, "mean_r1": r.recall.mean_r1()});
+                let mut row = json!({
+                    "language": r.language, "adapter": r.adapter, "mean_r1": r.recall.mean_r1(),
+                });
                 if let (Some(row), Ok(serde_json::Value::Object(recall))) =
                     (row.as_object_mut(), serde_json::to_value(&r.recall))
                 {
@@ -181,20 +188,26 @@ fn print(rows: &[Row], warnings: &[String], output: Output) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
+    // Where languages differ in it, a line tells its adapter.
+    let several = rows.iter().any(|r| r.adapter != rows[0].adapter);
     println!("                 image to text            text to image          mean   ties (near)");
     println!("lang  items   R@1    R@5    R@10     R@1    R@5    R@10     R@1    i2t      t2i");
     for r in rows {
         let k = &r.recall;
         let ([a, b, c], [d, e, f]) = (k.i2t, k.t2i);
         println!(
-            "{:4}  {:5}  {a:.4} {b:.4} {c:.4}   {d:.4} {e:.4} {f:.4}   {:.4}  {} ({})   {} ({})",
+            "{:4}  {:5}  {a:.4} {b:.4} {c:.4}   {d:.4} {e:.4} {f:.4}   {:.4}  {} ({})   {} ({}){}",
             r.language,
             k.n,
             k.mean_r1(),
             k.ties_i2t,
             k.near_ties_i2t,
             k.ties_t2i,
-            k.near_ties_t2i
+            k.near_ties_t2i,
+            match &r.adapter {
+                Some(file) if several => format!("   {}", file.display()),
+                _ => String::new(),
+            }
         );
     }
     if let Some(d) = spread {

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Each parses, calls the library and prints.
 
+mod adapters;
 mod convert;
 mod data;
 mod demo;

@@ -343,7 +343,7 @@ impl Run<'_> {
     fn test(&self, file: &AdapterFile, chosen: Option<(f64, usize)>) -> Result<Tested> {
         let e = &self.inputs.engine;
         let mut encoder = crosstune::engine::TextEncoder::new(e, &file.config)?;
-        file.load_into(&mut encoder.state)?;
+        file.load_into(&mut encoder.state, 0)?;
         let role = self.config.strategy.anchor();
         let test = &self.inputs.test;
         let recall = crosstune::train::trainer::evaluate(e, &mut encoder, test, role)?;

@@ -294,7 +294,7 @@ pub fn languages(source: &Source) -> Result<Vec<String>> {
 }
 
 /// A language's code and its other spelling: XTD10 writes Japanese `jp`, others `ja`.
-fn spellings(language: &str) -> Vec<String> {
+pub fn spellings(language: &str) -> Vec<String> {
     let other = match language {
         "ja" => Some("jp"),
         "jp" => Some("ja"),

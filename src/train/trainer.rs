@@ -205,7 +205,7 @@ impl<'e> Trainer<'e> {
     /// If the adapter has other tensors.
     pub fn start_from(&mut self, member: usize, adapter: &AdapterFile) -> Result<()> {
         let mut single = std::mem::take(&mut self.encoder.state);
-        let loaded = adapter.load_into(&mut single);
+        let loaded = adapter.load_into(&mut single, 0);
         self.encoder.state = single;
         loaded?;
         let values = self.encoder.state.values.clone();
