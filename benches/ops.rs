@@ -27,6 +27,7 @@ use crosstune::ops::layer_norm::LayerNorm;
 use crosstune::ops::linear::{Layer, Linear};
 use crosstune::ops::mse::Mse;
 use crosstune::ops::philox::{Dropout, Stream};
+use crosstune::ops::phm::{Phm, Weights};
 use crosstune::ops::pool::Pool;
 use crosstune::text::pack::{Batch, MemberTexts, Rows};
 
@@ -273,6 +274,25 @@ fn activation(c: &mut Criterion) {
     }
 }
 
+/// Both layers of a Compacter of reduction 16.
+fn phm(c: &mut Criterion) {
+    for (size, hidden, _, _, texts) in SHAPES {
+        for (what, k, oc) in [("down", hidden, hidden / 16), ("up", hidden / 16, hidden)] {
+            let mut rig = Rig::new(texts);
+            let inp = rig.input("inp", Dim::Tokens, k);
+            let weights = Weights {
+                rule: rig.trainable("rule", &[4, 4, 4]),
+                left: rig.trainable("left", &[4, k / 4, 1]),
+                right: rig.trainable("right", &[4, 1, oc / 4]),
+                bias: rig.trainable("bias", &[oc]),
+            };
+            let out = Phm::push(&mut rig.graph, "out", inp, weights);
+            rig.seed(out);
+            nodes(c, "phm", &format!("{size}-{what}"), rig, None);
+        }
+    }
+}
+
 fn pool(c: &mut Criterion) {
     for (size, hidden, _, _, texts) in SHAPES {
         let mut rig = Rig::new(texts);
@@ -361,6 +381,7 @@ fn products(c: &mut Criterion) {
 }
 
 criterion_group!(
-    benches, products, linear, attention, layer_norm, activation, embedding, pool, losses, adam
+    benches, products, linear, attention, layer_norm, activation, phm, embedding, pool, losses,
+    adam
 );
 criterion_main!(benches);

@@ -17,6 +17,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod mse;
 pub mod philox;
+pub mod phm;
 pub mod pool;
 pub mod real;
 
@@ -143,6 +144,8 @@ ops! {
     GeluGrad(gelu::GeluGrad),
     Activation(activation::Activation),
     ActivationGrad(activation::ActivationGrad),
+    Phm(phm::Phm),
+    PhmGrad(phm::grad::PhmGrad),
     Attention(attention::Attention),
     AttentionGrad(attention::AttentionGrad),
     LayerNorm(layer_norm::LayerNorm),

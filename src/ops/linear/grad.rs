@@ -246,22 +246,26 @@ impl Node for WeightGrad {
             }
             if self.dbias.is_some() {
                 let sums = &mut dbias[g * len..][..len];
-                sums.par_chunks_mut(COLUMNS)
-                    .enumerate()
-                    .for_each(|(i, sum)| {
-                        let from = start + i * COLUMNS;
-                        vector(
-                            #[inline(always)]
-                            || {
-                                for t in rows.clone() {
-                                    axpy(sum, 1.0, &dout[t * width + from..][..sum.len()]);
-                                }
-                            },
-                        );
-                    });
+                column_sums(sums, &dout[start..], width, rows);
             }
         }
     }
+}
+
+/// `sums += column sums of rows` of `width` elements, in row order.
+pub(crate) fn column_sums(sums: &mut [f32], data: &[f32], width: usize, rows: Range<usize>) {
+    sums.par_chunks_mut(COLUMNS)
+        .enumerate()
+        .for_each(|(i, sum)| {
+            vector(
+                #[inline(always)]
+                || {
+                    for t in rows.clone() {
+                        axpy(sum, 1.0, &data[t * width + i * COLUMNS..][..sum.len()]);
+                    }
+                },
+            );
+        });
 }
 
 /// `v = scale dout_p B`, `dA += v^T inp`, `dB += scale dout_p^T u`, for one part.
