@@ -195,7 +195,7 @@ impl TextEncoder {
     /// Binds the tower; trainable tensors begin as an untrained adapter's.
     ///
     /// # Errors
-    /// If the checkpoint lacks a tensor.
+    /// Those of [`Adapter::check_model`]; if the checkpoint lacks a tensor.
     pub fn new(engine: &Engine, adapter: &Adapter) -> Result<TextEncoder> {
         TextEncoder::with_members(engine, adapter, 1)
     }
@@ -206,6 +206,7 @@ impl TextEncoder {
     /// If the checkpoint lacks a tensor.
     pub fn with_members(engine: &Engine, adapter: &Adapter, members: usize) -> Result<TextEncoder> {
         let model = engine.model();
+        adapter.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, adapter);
         let frozen = Arc::new(model.bind(&program.graph)?);
         let state = model.init(&program.graph, &vec![0; members])?;

@@ -4,6 +4,7 @@ mod common;
 
 use common::tiny;
 use crosstune::adapter::{Adapter, LoraConfig};
+use crosstune::exec::state::TrainState;
 use crosstune::graph::plan::{Plan, Reuse};
 use crosstune::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crosstune::model::text::DropoutRates;
@@ -172,6 +173,7 @@ fn real_programs_waste_little() {
     let adapters = [
         Adapter::lora(8),
         tiny::everything(5),
+        tiny::compacter(1, 6),
         Adapter {
             layer_norms: true,
             ..Adapter::default()
@@ -230,6 +232,24 @@ fn large() -> TextConfig {
         max_positions: 514,
         embed_dim: 640,
         ..tiny::config()
+    }
+}
+
+/// What the paper and its code train of XLM-R Large with a head of 768 (`method.md`).
+#[test]
+fn trainable_parameters_are_the_originals() {
+    let model = TextConfig {
+        embed_dim: 768,
+        ..large()
+    };
+    for (adapter, want) in [
+        (Adapter::lora(1), 196_608),
+        (Adapter::lora(8), 884_736),
+        (Adapter::bottleneck(24), 2_507_904),
+        (Adapter::compacter(16), 261_120),
+    ] {
+        let graph = TrainProgram::new(&model, true, &adapter, DROPOUT).graph;
+        assert_eq!(TrainState::new(&graph, 1).parameters(), want, "{adapter:?}");
     }
 }
 

@@ -125,7 +125,7 @@ impl AdapterFile {
     /// As [`AdapterFile::load_into`].
     pub fn check_model(&self, model: &TextModel) -> Result<()> {
         self.config.check()?;
-        self.config.check_layers(model.config.layers)?;
+        self.config.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, &self.config);
         self.load_into(&mut model.init(&program.graph, &[0])?, 0)
     }

@@ -213,6 +213,7 @@ impl Found {
             ));
         }
         config.check()?;
+        config.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, &config);
         let mut state = model.init(&program.graph, &[0])?;
         for t in 0..state.tensors.len() {

@@ -37,15 +37,15 @@ const BESIDE: [&str; 8] = [
 ///
 /// # Errors
 /// Those of [`TextModelFiles::open`], [`AdapterFile::check_model`] and [`write_folder`];
-/// [`Error::Input`] for a value that the element type cannot hold, and for bottlenecks.
+/// [`Error::Input`] for a value that the element type cannot hold, and for an adapter with layers of its own.
 pub fn merge(folder: &Path, adapter: &AdapterFile, out: &Path) -> Result<()> {
     let files = TextModelFiles::open(folder)?;
     let prefix = files.prefix.clone();
     let model = TextModel::new(files);
     adapter.check_model(&model)?;
-    if adapter.config.bottleneck.is_some() {
+    if let Some(what) = adapter.config.own_layers() {
         return Err(bad_input!(
-            "adapter: has bottlenecks, which are layers of their own: no weight of the model can \
+            "adapter: has {what}, which are layers of their own: no weight of the model can \
              take them in"
         ));
     }

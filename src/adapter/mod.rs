@@ -1,6 +1,7 @@
 //! Adapters: which tensors are trained, and what is added to the frozen model.
 
 pub mod bottleneck;
+pub mod compacter;
 pub mod file;
 mod found;
 pub mod merge;
@@ -9,10 +10,12 @@ pub mod peft;
 mod peft_config;
 
 use bottleneck::BottleneckConfig;
+use compacter::CompacterConfig;
 
 use crate::bad_input;
 use crate::error::Result;
 use crate::ops::philox::Stream;
+use crate::weights::config::TextConfig;
 
 /// Low-rank branches beside linear layers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -51,6 +54,8 @@ pub struct Adapter {
     pub lora: Option<LoraConfig>,
     /// Bottlenecks on what each sub-layer gives, if any.
     pub bottleneck: Option<BottleneckConfig>,
+    /// Bottlenecks of hypercomplex layers on what each sub-layer gives, if any.
+    pub compacter: Option<CompacterConfig>,
     /// Whether the layer norms of every block (`output.LayerNorm`) are trained; the embeddings' is
     /// not.
     pub layer_norms: bool,
@@ -122,6 +127,19 @@ impl Adapter {
         }
     }
 
+    /// The original's: a Compacter after both sub-layers, and the layer norms of every block.
+    pub fn compacter(reduction: usize) -> Adapter {
+        let compacter = CompacterConfig {
+            reduction,
+            ..CompacterConfig::default()
+        };
+        Adapter {
+            compacter: Some(compacter),
+            layer_norms: true,
+            ..Adapter::default()
+        }
+    }
+
     /// Every tensor of the model.
     pub fn full() -> Adapter {
         Adapter {
@@ -141,6 +159,15 @@ impl Adapter {
             || (self.head && name.starts_with("LinearTransformation."))
     }
 
+    /// What it adds that is no branch of a linear layer, by its name, if it adds such a thing.
+    pub fn own_layers(&self) -> Option<&'static str> {
+        let kinds = [
+            ("bottlenecks", self.bottleneck.is_some()),
+            ("Compacters", self.compacter.is_some()),
+        ];
+        kinds.iter().find(|(_, has)| *has).map(|(name, _)| *name)
+    }
+
     /// The branch beside a linear layer, if there is one.
     pub fn lora_at(&self, site: &Site<'_>) -> Option<&LoraConfig> {
         let lora = self.lora.as_ref()?;
@@ -150,11 +177,15 @@ impl Adapter {
             .then_some(lora)
     }
 
-    /// Checks that the layers which targets number are there.
+    /// Checks that the settings, which are good in themselves, fit a model.
     ///
     /// # Errors
-    /// The target of a layer that a model of `layers` has not.
-    pub fn check_layers(&self, layers: usize) -> Result<()> {
+    /// The target of a layer that the model has not, and those of [`CompacterConfig::check_width`].
+    pub fn check_model(&self, model: &TextConfig) -> Result<()> {
+        if let Some(compacter) = &self.compacter {
+            compacter.check_width(model.hidden)?;
+        }
+        let layers = model.layers;
         let targets = self.lora.iter().flat_map(|l| &l.targets);
         for target in targets {
             let number = target
@@ -207,9 +238,12 @@ impl Adapter {
         if let Some(bottleneck) = &self.bottleneck {
             bottleneck.check()?;
         }
+        if let Some(compacter) = &self.compacter {
+            compacter.check()?;
+        }
         if *self == Adapter::default() {
             return Err(bad_input!(
-                "nothing to train: choose lora, adapter, layernorm, head or full"
+                "nothing to train: choose lora, adapter, compacter, layernorm, head or full"
             ));
         }
         Ok(())
@@ -227,6 +261,6 @@ pub fn initial(name: &str, shape: &[usize], seed: u64) -> Option<Vec<f32>> {
     } else if name.ends_with(".lora_B") {
         Some(vec![0.0; len])
     } else {
-        bottleneck::initial(name, len, seed)
+        bottleneck::initial(name, len, seed).or_else(|| compacter::initial(name, shape, seed))
     }
 }

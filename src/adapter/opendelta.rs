@@ -35,11 +35,10 @@ pub fn import(path: &Path, alpha: Option<f32>, model: &TextModel) -> Result<Impo
     let mut notes = Vec::new();
     let found = Found::read(&file, Dialect::OpenDelta, &mut notes)?;
     let adapter = Adapter {
-        bottleneck: None,
         lora: lora(&found, &file, alpha as f32, model.config.layers)?,
         layer_norms: found.saved("output.LayerNorm"),
         head: found.saved("LinearTransformation"),
-        full: false,
+        ..Adapter::default()
     };
     let mut origin = file.metadata().clone();
     origin.retain(|key, _| !["format", "adapter"].contains(&key.as_str()));

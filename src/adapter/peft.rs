@@ -46,9 +46,9 @@ pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()>
              --module m-clip"
         ));
     }
-    if adapter.config.bottleneck.is_some() {
+    if let Some(what) = adapter.config.own_layers() {
         return Err(bad_input!(
-            "adapter: has bottlenecks, which PEFT's LoRA format cannot hold"
+            "adapter: has {what}, which PEFT's LoRA format cannot hold"
         ));
     }
     let dropout = adapter.origin.get("lora_dropout");
@@ -106,11 +106,10 @@ pub fn import(folder: &Path, model: &TextModel) -> Result<Imported> {
     let mut notes = Vec::new();
     let found = Found::read(&file, Dialect::Peft, &mut notes)?;
     let adapter = Adapter {
-        bottleneck: None,
         lora: Some(lora(&found, &file, &config, model.config.layers)?),
         layer_norms: found.saved("output.LayerNorm"),
         head: found.saved("LinearTransformation"),
-        full: false,
+        ..Adapter::default()
     };
     let mut origin = file.metadata().clone();
     origin.remove("format");

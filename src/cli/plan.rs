@@ -47,6 +47,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let shared = args.method.shared()?;
     let engine = Engine::open(&hub::resolve(&model)?, EngineOptions { threads: Some(1) })?;
     let m = engine.model();
+    shared.adapter.check_model(&m.config)?;
     let rates = DropoutRates {
         hidden: shared.hidden_dropout.unwrap_or(m.config.hidden_dropout),
         attention: shared

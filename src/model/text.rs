@@ -141,8 +141,13 @@ impl Builder<'_> {
 
     /// What the adapter makes of a sub-layer's result.
     fn after(&mut self, module: &str, out: ValueId) -> ValueId {
-        match &self.adapter.bottleneck {
-            Some(b) => b.push(self.g, &format!("transformer.{module}"), out),
+        let module = format!("transformer.{module}");
+        let out = match &self.adapter.bottleneck {
+            Some(b) => b.push(self.g, &module, out),
+            None => out,
+        };
+        match &self.adapter.compacter {
+            Some(c) => c.push(self.g, &module, out),
             None => out,
         }
     }

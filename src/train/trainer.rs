@@ -132,7 +132,7 @@ impl<'e> Trainer<'e> {
     /// Settings that make no sense, data that lacks a role, no items.
     pub fn new(engine: &'e Engine, shared: Shared, members: Vec<Member>) -> Result<Trainer<'e>> {
         shared.check()?;
-        shared.adapter.check_layers(engine.model().config.layers)?;
+        shared.adapter.check_model(&engine.model().config)?;
         if members.is_empty() {
             return Err(bad_input!("a run needs at least one member"));
         }

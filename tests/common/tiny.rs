@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crosstune::adapter::compacter::CompacterConfig;
 use crosstune::adapter::{Adapter, LINEAR_LAYERS, LoraConfig};
 use crosstune::exec::state::TrainState;
 use crosstune::exec::{Frozen, FrozenTensor};
@@ -39,6 +40,18 @@ pub fn smallest() -> TextConfig {
         max_positions: 9,
         embed_dim: 5,
         ..config()
+    }
+}
+
+/// Compacters of `n` blocks, which must divide the model and its bottleneck, and layer norms.
+pub fn compacter(n: usize, reduction: usize) -> Adapter {
+    let compacter = CompacterConfig {
+        reduction,
+        phm_dim: n,
+    };
+    Adapter {
+        compacter: Some(compacter),
+        ..Adapter::compacter(reduction)
     }
 }
 
