@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use crosstune::adapter::bottleneck::BottleneckConfig;
+use crosstune::adapter::compacter::CompacterConfig;
 use crosstune::adapter::{Adapter, LoraConfig};
 use crosstune::bad_input;
 use crosstune::train::config::Shared;
@@ -18,6 +19,8 @@ pub enum Method {
     Lora,
     /// Bottlenecks after both sub-layers of every block, and the layer norms.
     Adapter,
+    /// Bottlenecks of hypercomplex layers in the same places, and the layer norms.
+    Compacter,
     /// The layer norms of every block alone.
     Layernorm,
     /// The linear head alone.
@@ -47,6 +50,12 @@ pub struct MethodArgs {
     /// Channels of a bottleneck [default: 24].
     #[arg(long, value_name = "N")]
     pub bottleneck: Option<usize>,
+    /// A Compacter's bottleneck has this many times fewer channels than the model [default: 16].
+    #[arg(long, value_name = "N")]
+    pub reduction: Option<usize>,
+    /// Blocks of a Compacter's layers; the model and the bottleneck must be multiples [default: 4].
+    #[arg(long, value_name = "N")]
+    pub phm_dim: Option<usize>,
     /// With an adapter beside them: leave the layer norms frozen.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub freeze_layer_norms: Option<bool>,
@@ -95,6 +104,17 @@ impl MethodArgs {
                     ..with_norms
                 }
             }
+            Method::Compacter => {
+                let d = CompacterConfig::default();
+                let compacter = CompacterConfig {
+                    reduction: self.reduction.unwrap_or(d.reduction),
+                    phm_dim: self.phm_dim.unwrap_or(d.phm_dim),
+                };
+                Adapter {
+                    compacter: Some(compacter),
+                    ..with_norms
+                }
+            }
             Method::Layernorm => Adapter {
                 layer_norms: true,
                 ..Adapter::default()
@@ -128,6 +148,11 @@ impl MethodArgs {
                 let d = BottleneckConfig::default();
                 self.bottleneck.get_or_insert(d.channels);
             }
+            Method::Compacter => {
+                let d = CompacterConfig::default();
+                self.reduction.get_or_insert(d.reduction);
+                self.phm_dim.get_or_insert(d.phm_dim);
+            }
             Method::Layernorm | Method::Head | Method::Full => {}
         }
     }
@@ -135,15 +160,18 @@ impl MethodArgs {
     /// Fails if an option is given that the method has no use for.
     fn check_options(&self, method: Method) -> Result<()> {
         let lora = &[Method::Lora][..];
+        let compacter = &[Method::Compacter][..];
         let options = [
             ("rank", self.rank.is_some(), lora),
             ("alpha", self.alpha.is_some(), lora),
             ("targets", self.targets.is_some(), lora),
             ("bottleneck", self.bottleneck.is_some(), &[Method::Adapter]),
+            ("reduction", self.reduction.is_some(), compacter),
+            ("phm-dim", self.phm_dim.is_some(), compacter),
             (
                 "freeze-layer-norms",
                 self.freeze_layer_norms.is_some(),
-                &[Method::Lora, Method::Adapter],
+                &[Method::Lora, Method::Adapter, Method::Compacter],
             ),
         ];
         for (name, set, methods) in options {
