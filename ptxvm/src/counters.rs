@@ -79,20 +79,6 @@ impl Counters {
     }
 }
 
-/// Distinct values of up to 32, in `scratch`.
-#[inline]
-fn distinct(values: impl Iterator<Item = u64>, scratch: &mut [u64; 32]) -> usize {
-    let mut n = 0;
-    for v in values {
-        // Neighbouring lanes mostly touch the same or the next: look at the last ones first.
-        if !scratch[..n].iter().rev().any(|s| *s == v) {
-            scratch[n] = v;
-            n += 1;
-        }
-    }
-    n
-}
-
 /// Whether the lanes of a request lie side by side.
 #[inline(always)]
 pub(crate) fn is_run(addrs: &[u64; 32], mask: u32, bytes: u64) -> bool {
@@ -117,61 +103,75 @@ pub(crate) fn is_run(addrs: &[u64; 32], mask: u32, bytes: u64) -> bool {
 /// whether they lie side by side.
 #[inline(always)]
 pub(crate) fn sectors(addrs: &[u64; 32], mask: u32, bytes: u64, run: bool) -> (u64, u64) {
+    let first = addrs[mask.trailing_zeros() as usize & 31];
     if run {
-        let first = addrs[mask.trailing_zeros() as usize & 31];
         let total = u64::from(mask.count_ones()) * bytes;
         return (
             (first + total - 1) / 32 - first / 32 + 1,
             total.div_ceil(32),
         );
     }
-    let first = addrs[mask.trailing_zeros() as usize & 31];
-    let mut other = 0;
-    for (lane, a) in addrs.iter().enumerate() {
-        other |= (a ^ first) & u64::from(mask >> lane & 1).wrapping_neg();
+    // In order, so that neighbours tell what is distinct; idle lanes repeat one that is not.
+    let mut sorted = *addrs;
+    if mask != u32::MAX {
+        let mut last = first;
+        for lane in 0..32 {
+            if mask >> lane & 1 == 1 {
+                last = addrs[lane];
+            }
+            sorted[lane] = last;
+        }
     }
-    if other == 0 {
-        return (1, 1);
+    if (1..32).fold(false, |falls, i| falls | (sorted[i] < sorted[i - 1])) {
+        sorted.sort_unstable();
     }
-    scattered(addrs, mask, bytes)
-}
-
-fn scattered(addrs: &[u64; 32], mask: u32, bytes: u64) -> (u64, u64) {
-    let mut scratch = [0u64; 32];
-    let active = |lane: &usize| mask >> lane & 1 == 1;
-    let moved = distinct((0..32).filter(active).map(|l| addrs[l] / 32), &mut scratch);
-    let unique = distinct((0..32).filter(active).map(|l| addrs[l]), &mut scratch);
-    (moved as u64, (unique as u64 * bytes).div_ceil(32))
+    let (mut moved, mut unique) = (1, 1);
+    for i in 1..32 {
+        moved += u64::from(sorted[i] / 32 != sorted[i - 1] / 32);
+        unique += u64::from(sorted[i] != sorted[i - 1]);
+    }
+    (moved, (unique * bytes).div_ceil(32))
 }
 
 /// Passes of a shared request beyond the least its width needs: 32 banks of 4 bytes, 8-byte
-/// accesses in two halves of the warp and 16-byte ones in four quarters.
+/// accesses in two halves of the warp and 16-byte ones in four quarters. Aligned accesses of 8 and
+/// 16 bytes take two and four neighbouring banks, so banks count in such slots.
+#[inline(always)]
 pub(crate) fn conflicts(offsets: &[u64; 32], mask: u32, bytes: u64) -> u64 {
-    // Side by side, or all at one place: no two words of a pass share a bank.
-    if bytes >= 4 && (is_run(offsets, mask, bytes) || is_run(offsets, mask, 0)) {
-        return 0;
+    let shift = bytes.max(4).trailing_zeros();
+    let lanes_a_pass = 128usize >> shift;
+    let mut slots = [0u32; 32];
+    for lane in 0..32 {
+        let slot = offsets[lane] as u32 >> shift & (lanes_a_pass as u32 - 1);
+        slots[lane] = (mask >> lane & 1) << slot;
     }
-    let lanes_a_pass = (128 / bytes.max(4)).min(32) as usize;
     let mut extra = 0;
     for first in (0..32).step_by(lanes_a_pass) {
-        let (mut words, mut n) = ([0u64; 32], 0usize);
-        let mut load = [0u8; 32];
-        for lane in first..first + lanes_a_pass {
-            if (mask >> lane) & 1 == 0 {
-                continue;
-            }
-            for w in 0..(bytes / 4).max(1) {
-                let word = offsets[lane] / 4 + w;
-                let bank = (word % 32) as usize;
-                // Lanes that want the same word share it.
-                if load[bank] == 0 || !words[..n].contains(&word) {
-                    words[n] = word;
-                    n += 1;
-                    load[bank] += 1;
-                }
-            }
+        let pass = first..first + lanes_a_pass;
+        let taken = slots[pass.clone()].iter().fold(0, |taken, s| taken | s);
+        let lanes = mask >> first & (u32::MAX >> (32 - lanes_a_pass));
+        // A slot for each lane: nobody waits.
+        if taken.count_ones() < lanes.count_ones() {
+            extra += rounds(&offsets[pass], lanes, shift) - 1;
         }
-        extra += u64::from(load.iter().max().copied().unwrap_or(0).saturating_sub(1));
     }
     extra
+}
+
+/// Rounds that some lanes of a pass take: the most places that one slot is asked for.
+#[inline(never)]
+fn rounds(offsets: &[u64], lanes: u32, shift: u32) -> u64 {
+    let (mut places, mut n) = ([0u64; 32], 0);
+    let mut load = [0u8; 32];
+    for (lane, offset) in offsets.iter().enumerate() {
+        let place = offset >> shift;
+        let slot = &mut load[place as usize & (offsets.len() - 1)];
+        // Lanes that want the same place share it.
+        if lanes >> lane & 1 == 1 && (*slot == 0 || !places[..n].contains(&place)) {
+            places[n] = place;
+            n += 1;
+            *slot += 1;
+        }
+    }
+    load.iter().max().copied().unwrap_or(0).into()
 }

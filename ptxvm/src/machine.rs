@@ -99,6 +99,8 @@ impl Program {
 pub struct Machine {
     global: Global,
     options: Options,
+    /// Of the launch before.
+    workers: Vec<Worker>,
 }
 
 impl Machine {
@@ -107,6 +109,7 @@ impl Machine {
         Machine {
             global: Global::default(),
             options,
+            workers: vec![],
         }
     }
 
@@ -225,6 +228,10 @@ impl Machine {
                 self.options.max_shared_bytes
             )));
         }
+        let mut turns = vec![];
+        order(blocks as usize, self.options.order_seed, &mut turns);
+        let mut workers = std::mem::take(&mut self.workers);
+        workers.resize_with(self.options.threads.clamp(1, turns.len()), Worker::default);
         let run = Run {
             machine: self,
             program,
@@ -233,9 +240,16 @@ impl Machine {
             params,
             shared_bytes,
         };
-        let order = order(blocks as usize, self.options.order_seed);
-        let counts = run.blocks(&order)?;
-        Ok(Counters::by_line(&k.code, &counts))
+        let done = run.blocks(&turns, &mut workers);
+        let mut counts = vec![Counts::default(); k.code.len()];
+        for worker in &workers {
+            counts
+                .iter_mut()
+                .zip(&worker.counts)
+                .for_each(|(all, c)| *all += *c);
+        }
+        self.workers = workers;
+        done.map(|()| Counters::by_line(&k.code, &counts))
     }
 }
 
@@ -259,14 +273,14 @@ fn pack_arguments(k: &Kernel, args: &[&[u8]]) -> Result<Vec<u8>, String> {
 }
 
 /// 0..n, or a permutation drawn from a seed.
-fn order(n: usize, seed: Option<u64>) -> Vec<usize> {
-    let mut out: Vec<usize> = (0..n).collect();
+fn order(n: usize, seed: Option<u64>, out: &mut Vec<usize>) {
+    out.clear();
+    out.extend(0..n);
     if let Some(mut state) = seed {
         for i in (1..n).rev() {
             out.swap(i, (next(&mut state) % (i as u64 + 1)) as usize);
         }
     }
-    out
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -288,136 +302,152 @@ struct Run<'a> {
     shared_bytes: usize,
 }
 
-/// What a thread of the host keeps from block to block.
+/// What a thread of the host keeps from block to block and from launch to launch.
+#[derive(Debug, Default)]
 struct Worker {
     warps: Vec<Warp>,
     shared: Shared,
     counts: Vec<Counts>,
     hints: Vec<u32>,
+    /// Barriers passed since the machine began.
     epoch: u32,
+    /// The order in which warps run.
+    turns: Vec<usize>,
 }
 
 impl Run<'_> {
-    fn worker(&self) -> Worker {
-        let n = self.kernel.code.len();
-        let threads: u32 = self.launch.block.iter().product();
-        Worker {
-            warps: (0..threads.div_ceil(32) as usize)
-                .map(|w| Warp::new(self.kernel, w, &self.program.globals))
-                .collect(),
-            shared: Shared::new(self.shared_bytes, self.machine.options.check_shared),
-            counts: vec![Counts::default(); n],
-            hints: vec![0; n],
-            epoch: 0,
-        }
-    }
-
-    fn blocks(&self, order: &[usize]) -> Result<Vec<Counts>, Box<Fault>> {
-        let threads = self.machine.options.threads.clamp(1, order.len());
-        if threads == 1 {
-            let mut worker = self.worker();
-            for index in order {
-                self.block(*index, &mut worker)?;
-            }
-            return Ok(worker.counts);
-        }
-        let (taken, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        // The fault of the earliest block, whichever thread finds its own first.
-        let first: Mutex<Option<(usize, Box<Fault>)>> = Mutex::new(None);
-        let all = std::thread::scope(|scope| {
-            let work = || {
-                let mut worker = self.worker();
-                while !stop.load(Ordering::Relaxed) {
-                    let turn = taken.fetch_add(1, Ordering::Relaxed);
-                    let Some(index) = order.get(turn) else { break };
-                    if let Err(fault) = self.block(*index, &mut worker) {
-                        stop.store(true, Ordering::Relaxed);
-                        let mut slot = first.lock().unwrap_or_else(|e| e.into_inner());
-                        if slot.as_ref().is_none_or(|(t, _)| turn < *t) {
-                            *slot = Some((turn, fault));
-                        }
-                    }
-                }
-                worker.counts
-            };
-            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let mut all = vec![Counts::default(); self.kernel.code.len()];
-            for handle in handles {
-                match handle.join() {
-                    Ok(counts) => all.iter_mut().zip(counts).for_each(|(a, c)| *a += c),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            all
-        });
-        match first.into_inner().unwrap_or_else(|e| e.into_inner()) {
-            Some((_, fault)) => Err(fault),
-            None => Ok(all),
-        }
-    }
-
-    fn block(&self, index: usize, worker: &mut Worker) -> Result<(), Box<Fault>> {
+    /// Geometry as the threads of a block see it.
+    fn setup(&self, index: u32) -> Setup {
         let [gx, gy, _] = self.launch.grid;
-        let index = index as u32;
-        let setup = Setup {
+        Setup {
             block: [index % gx, index / gx % gy, index / (gx * gy)],
             grid: self.launch.grid,
             threads: self.launch.block,
             dynamic_shared: self.launch.shared_bytes,
+        }
+    }
+
+    /// Makes a worker ready for this launch.
+    fn prepare(&self, worker: &mut Worker) {
+        let (kernel, setup) = (self.kernel, self.setup(0));
+        let threads: u32 = self.launch.block.iter().product();
+        let n_warps = threads.div_ceil(32) as usize;
+        worker.warps.resize_with(n_warps, Warp::default);
+        for (w, warp) in worker.warps.iter_mut().enumerate() {
+            warp.prepare(kernel, w, &self.program.globals, &setup);
+        }
+        // Long before epochs could begin again of themselves.
+        if worker.epoch > u32::MAX / 2 {
+            worker.shared.forget_stamps();
+            worker.epoch = 0;
+        }
+        let check = self.machine.options.check_shared;
+        worker.shared.prepare(self.shared_bytes, check);
+        worker.counts.clear();
+        worker.counts.resize(kernel.code.len(), Counts::default());
+        worker.hints.clear();
+        worker.hints.resize(kernel.code.len(), 0);
+    }
+
+    /// Runs the blocks in this order, shared out among the workers.
+    fn blocks(&self, turns: &[usize], workers: &mut [Worker]) -> Result<(), Box<Fault>> {
+        if let [worker] = workers {
+            self.prepare(worker);
+            for index in turns {
+                self.block(*index, worker)?;
+            }
+            return Ok(());
+        }
+        let (taken, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        // The fault of the earliest block, whichever thread finds its own first.
+        let first: Mutex<Option<(usize, Box<Fault>)>> = Mutex::new(None);
+        let work = |worker: &mut Worker| {
+            self.prepare(worker);
+            while !stop.load(Ordering::Relaxed) {
+                let turn = taken.fetch_add(1, Ordering::Relaxed);
+                let Some(index) = turns.get(turn) else { break };
+                if let Err(fault) = self.block(*index, worker) {
+                    stop.store(true, Ordering::Relaxed);
+                    let mut slot = first.lock().unwrap_or_else(|e| e.into_inner());
+                    if slot.as_ref().is_none_or(|(t, _)| turn < *t) {
+                        *slot = Some((turn, fault));
+                    }
+                }
+            }
         };
-        let warps = &mut worker.warps;
-        for warp in warps.iter_mut() {
+        // A panic of one of them goes on here.
+        std::thread::scope(|scope| {
+            for worker in &mut *workers {
+                scope.spawn(|| work(worker));
+            }
+        });
+        match first.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some((_, fault)) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    fn block(&self, index: usize, worker: &mut Worker) -> Result<(), Box<Fault>> {
+        let setup = self.setup(index as u32);
+        for warp in &mut worker.warps {
             warp.begin(self.kernel, &setup);
         }
         worker.shared.reset();
-        worker.epoch += 1;
-        let mut state = self
-            .machine
-            .options
-            .order_seed
-            .map(|s| s ^ u64::from(index));
+        let seed = self.machine.options.order_seed;
+        let mut state = seed.map(|s| s ^ u64::from(index as u32));
         loop {
-            let turn = order(warps.len(), state.as_mut().map(next));
-            let mut waiting = Vec::new();
-            let mut done = Vec::new();
-            for w in turn {
-                let mut block = Block {
-                    kernel: self.kernel,
-                    global: &self.machine.global,
-                    shared: &mut worker.shared,
-                    params: &self.params,
-                    counts: &mut worker.counts,
-                    hints: &mut worker.hints,
-                    epoch: worker.epoch,
-                    fuel: self.machine.options.fuel,
-                };
-                match warps[w].run(&mut block) {
-                    Ok(Stop::Done) => done.push(w),
-                    Ok(Stop::Barrier(id)) => waiting.push((w, id)),
-                    Err(t) => return Err(self.fault(*t, &warps[w], &setup)),
-                }
-            }
-            let Some((w, id)) = waiting.first().copied() else {
-                return Ok(());
-            };
-            if let Some(other) = done.first() {
-                let t = Trouble::new(
-                    FaultKind::MissingBarrier,
-                    0,
-                    format!("warp {w} waits at this barrier, and warp {other} has ended"),
-                );
-                return Err(self.fault(t, &warps[w], &setup));
-            }
-            if let Some((other, oid)) = waiting.iter().find(|(_, i)| *i != id) {
-                let t = Trouble::new(
-                    FaultKind::Deadlock,
-                    0,
-                    format!("warp {w} waits at barrier {id}, warp {other} at barrier {oid}"),
-                );
-                return Err(self.fault(t, &warps[w], &setup));
-            }
             worker.epoch += 1;
+            if self.round(worker, state.as_mut().map(next), &setup)? {
+                return Ok(());
+            }
         }
+    }
+
+    /// Runs every warp up to a barrier or its end; says whether all have ended.
+    fn round(
+        &self,
+        worker: &mut Worker,
+        seed: Option<u64>,
+        setup: &Setup,
+    ) -> Result<bool, Box<Fault>> {
+        order(worker.warps.len(), seed, &mut worker.turns);
+        let mut block = Block {
+            kernel: self.kernel,
+            global: &self.machine.global,
+            shared: &mut worker.shared,
+            params: &self.params,
+            counts: &mut worker.counts,
+            hints: &mut worker.hints,
+            epoch: worker.epoch,
+            fuel: self.machine.options.fuel,
+        };
+        let mut ended = None;
+        // The first warp at a barrier, and the first at another one.
+        let (mut waits, mut elsewhere) = (None, None);
+        for w in worker.turns.iter().copied() {
+            match worker.warps[w].run(&mut block) {
+                Ok(Stop::Done) => ended = ended.or(Some(w)),
+                Ok(Stop::Barrier(id)) => match waits {
+                    None => waits = Some((w, id)),
+                    Some((_, first)) if first != id => elsewhere = elsewhere.or(Some((w, id))),
+                    Some(_) => {}
+                },
+                Err(t) => return Err(self.fault(*t, &worker.warps[w], setup)),
+            }
+        }
+        let Some((w, id)) = waits else {
+            return Ok(true);
+        };
+        let (kind, what) = if let Some(other) = ended {
+            let what = format!("warp {w} waits at this barrier, and warp {other} has ended");
+            (FaultKind::MissingBarrier, what)
+        } else if let Some((other, oid)) = elsewhere {
+            let what = format!("warp {w} waits at barrier {id}, warp {other} at barrier {oid}");
+            (FaultKind::Deadlock, what)
+        } else {
+            return Ok(false);
+        };
+        Err(self.fault(Trouble::new(kind, 0, what), &worker.warps[w], setup))
     }
 
     fn fault(&self, t: Trouble, warp: &Warp, setup: &Setup) -> Box<Fault> {

@@ -1,6 +1,6 @@
 //! Loads, stores, atomics, asynchronous copies.
 
-use super::{Block, Copy, Double, Warp, first};
+use super::{Block, Double, Transfer, Warp, first};
 use crate::counters::{Counts, conflicts, is_run, sectors};
 use crate::fault::{Checked, FaultKind, trouble};
 use crate::ir::{Addr, Atomic, Part, Row, Space, Ty};
@@ -436,7 +436,7 @@ impl Warp {
                     );
                 }
             }
-            self.copies.push(Copy {
+            self.copies.push(Transfer {
                 lane,
                 group: self.groups[lane],
                 at: to[lane],
@@ -466,14 +466,15 @@ impl Warp {
         m: u32,
         block: &mut Block<'_>,
     ) -> Checked<()> {
-        let copies = std::mem::take(&mut self.copies);
-        let mut rest = Vec::new();
-        for c in copies {
+        let mut left = 0;
+        for i in 0..self.copies.len() {
+            let c = self.copies[i];
             // A copy whose group was never closed belongs to no group that could be waited for.
             let due = m >> c.lane & 1 == 1
                 && pending.is_none_or(|n| c.group.saturating_add(n) < self.groups[c.lane]);
             if !due {
-                rest.push(c);
+                self.copies[left] = c;
+                left += 1;
                 continue;
             }
             let now = self.stamp(block, c.lane);
@@ -505,11 +506,9 @@ impl Warp {
                     );
                 }
             }
-            block
-                .shared
-                .end_async(c.at, &value[..(c.bytes / 4) as usize], now);
+            block.shared.end_async(c.at, c.bytes, &value, now);
         }
-        self.copies = rest;
+        self.copies.truncate(left);
         Ok(())
     }
 }

@@ -58,7 +58,8 @@ struct Path {
 }
 
 /// A `cp.async` that is under way.
-struct Copy {
+#[derive(Clone, Copy, Debug)]
+struct Transfer {
     lane: usize,
     group: u32,
     at: u64,
@@ -69,6 +70,7 @@ struct Copy {
 }
 
 /// The state of a warp.
+#[derive(Debug, Default)]
 pub(crate) struct Warp {
     pub index: usize,
     words: Vec<Word>,
@@ -82,7 +84,7 @@ pub(crate) struct Warp {
     live: u32,
     /// `__syncwarp`s passed.
     sync: u16,
-    copies: Vec<Copy>,
+    copies: Vec<Transfer>,
     /// Groups each lane has closed.
     groups: [u32; 32],
     /// The instruction it stands at.
@@ -98,33 +100,26 @@ pub(crate) struct Setup {
 }
 
 impl Warp {
-    /// A warp's registers and constants; [`begin`](Self::begin) must follow.
-    pub fn new(kernel: &Kernel, index: usize, globals: &[u64]) -> Warp {
-        let mut warp = Warp {
-            index,
-            words: vec![[0; 32]; kernel.words.count],
-            doubles: vec![[0; 32]; kernel.doubles.count],
-            preds: vec![0; kernel.preds],
-            local: Local::new(kernel.local_bytes),
-            paths: vec![],
-            born: 0,
-            live: 0,
-            sync: 0,
-            copies: vec![],
-            groups: [0; 32],
-            pc: 0,
-        };
+    /// Registers of zero and constants, for a launch; [`begin`](Self::begin) must follow.
+    pub fn prepare(&mut self, kernel: &Kernel, index: usize, globals: &[u64], setup: &Setup) {
+        self.index = index;
+        reset(&mut self.words, kernel.words.count, [0; 32]);
+        reset(&mut self.doubles, kernel.doubles.count, [0; 32]);
+        reset(&mut self.preds, kernel.preds, 0);
+        self.local.prepare(kernel.local_bytes);
         // Nothing writes these rows, so they hold for every block.
         for (row, value) in &kernel.words.constants {
-            warp.words[*row as usize] = [*value; 32];
+            self.words[*row as usize] = [*value; 32];
         }
         for (row, value) in &kernel.doubles.constants {
-            warp.doubles[*row as usize] = [*value; 32];
+            self.doubles[*row as usize] = [*value; 32];
         }
         for (row, global) in &kernel.global_rows {
-            warp.doubles[*row as usize] = [globals[*global]; 32];
+            self.doubles[*row as usize] = [globals[*global]; 32];
         }
-        warp
+        for (special, row) in &kernel.specials {
+            self.words[*row as usize] = array::from_fn(|lane| self.special(*special, lane, setup));
+        }
     }
 
     /// Stands at the first instruction of a block. Registers keep what the block before left: to
@@ -150,7 +145,9 @@ impl Warp {
         self.groups = [0; 32];
         self.pc = 0;
         for (special, row) in &kernel.specials {
-            self.words[*row as usize] = array::from_fn(|lane| self.special(*special, lane, setup));
+            if let Special::Ctaid(axis) = special {
+                self.words[*row as usize] = [setup.block[*axis]; 32];
+            }
         }
     }
 
@@ -295,11 +292,7 @@ impl Warp {
     /// The stamp of an access by a lane.
     #[inline(always)]
     fn stamp(&self, block: &Block<'_>, lane: usize) -> Stamp {
-        Stamp {
-            epoch: block.epoch,
-            sync: self.sync,
-            thread: (32 * self.index + lane) as u16,
-        }
+        Stamp::new(block.epoch, self.sync, (32 * self.index + lane) as u16)
     }
 
     #[inline(always)]
@@ -374,6 +367,12 @@ impl pulp::WithSimd for Dispatch<'_, '_, '_> {
     fn with_simd<S: pulp::Simd>(self, _: S) -> Checked<Stop> {
         self.warp.run_here(self.block)
     }
+}
+
+/// So many of one value, where there may be others.
+fn reset<T: Clone>(rows: &mut Vec<T>, count: usize, value: T) {
+    rows.clear();
+    rows.resize(count, value);
 }
 
 /// The lowest lane of a mask.

@@ -3,6 +3,7 @@
 use super::byte_mask;
 use crate::fault::FaultKind;
 
+#[derive(Debug, Default)]
 pub(crate) struct Local {
     words: Vec<u32>,
     init: Vec<u8>,
@@ -10,13 +11,12 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    pub fn new(bytes: usize) -> Local {
+    /// Memory of so many bytes for each lane; [`reset`](Self::reset) must follow.
+    pub fn prepare(&mut self, bytes: usize) {
         let n = bytes.div_ceil(4) * 32;
-        Local {
-            words: vec![0xFFFF_FFFF; n],
-            init: vec![0; n],
-            bytes: bytes as u64,
-        }
+        self.words.resize(n, 0);
+        self.init.resize(n, 0);
+        self.bytes = bytes as u64;
     }
 
     /// Another block begins.
