@@ -53,19 +53,13 @@ impl Warp {
                 }
             }
             Space::Param | Space::Generic => {
-                for lane in lanes(m) {
-                    let at = addrs[lane] as usize;
-                    let end = at.saturating_add(total as usize);
-                    let Some(source) = block.params.get(at..end) else {
-                        return trouble(
-                            FaultKind::OutOfBounds,
-                            lane,
-                            format!("byte {at} of the kernel's arguments"),
-                        );
-                    };
-                    for (i, b) in source.iter().enumerate() {
-                        cells[lane][i / 4] |= u32::from(*b) << (8 * (i % 4));
-                    }
+                // Mostly all lanes read one argument.
+                let alike = is_run(&addrs, m, 0);
+                for lane in lanes(if alike { m & m.wrapping_neg() } else { m }) {
+                    cells[lane] = argument(block.params, addrs[lane], total, lane)?;
+                }
+                if alike {
+                    cells = [cells[first(m)]; 32];
                 }
             }
         }
@@ -515,6 +509,23 @@ impl Warp {
 
 fn lanes(m: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |l| m >> l & 1 == 1)
+}
+
+/// Bytes of the kernel's arguments.
+fn argument(params: &[u8], at: u64, bytes: u64, lane: usize) -> Checked<Cell> {
+    let end = at.saturating_add(bytes) as usize;
+    let Some(source) = params.get(at as usize..end) else {
+        return trouble(
+            FaultKind::OutOfBounds,
+            lane,
+            format!("byte {at} of the kernel's arguments"),
+        );
+    };
+    let mut cell = [0; 4];
+    for (i, b) in source.iter().enumerate() {
+        cell[i / 4] |= u32::from(*b) << (8 * (i % 4));
+    }
+    Ok(cell)
 }
 
 fn combine(f: Atomic, ty: Ty, old: u64, x: u64, y: u64) -> u64 {

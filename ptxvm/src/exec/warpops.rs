@@ -45,35 +45,36 @@ impl Warp {
         m: u32,
     ) -> Checked<()> {
         self.meet(mask, m)?;
-        let [x, by, clamp] = [a, b, c].map(|r| self.words[r as usize]);
-        let (mut value, mut valid): (Word, u32) = ([0; 32], 0);
-        for lane in 0..32u32 {
-            let i = lane as usize;
-            let (offset, segment, limit) = (by[i] & 31, clamp[i] >> 8 & 31, clamp[i] & 31);
-            let low = lane & segment;
-            let high = low | limit & !segment;
-            let (source, ok) = match mode {
-                Shuffle::Up => (
-                    lane.wrapping_sub(offset),
-                    lane as i32 - offset as i32 >= high as i32,
-                ),
-                Shuffle::Down => (lane + offset, lane + offset <= high),
-                Shuffle::Bfly => (lane ^ offset, lane ^ offset <= high),
-                Shuffle::Idx => {
-                    let j = low | offset & !segment;
-                    (j, j <= high)
-                }
-            };
-            let source = if ok { source } else { lane };
-            value[i] = x[source as usize & 31];
-            valid |= u32::from(ok) << lane;
-            if m >> lane & 1 == 1 && m >> (source & 31) & 1 == 0 {
-                return trouble(
-                    FaultKind::MissingLanes,
-                    i,
-                    format!("reads lane {source}, which is not here"),
-                );
-            }
+        let [x, by, clamp] = [a, b, c].map(|r| &self.words[r as usize]);
+        let (sources, ok) = match mode {
+            Shuffle::Up => sources(by, clamp, |lane, offset, _, high| {
+                let fits = lane as i32 - offset as i32 >= high as i32;
+                (lane.wrapping_sub(offset), fits)
+            }),
+            Shuffle::Down => sources(by, clamp, |lane, offset, _, high| {
+                (lane + offset, lane + offset <= high)
+            }),
+            Shuffle::Bfly => sources(by, clamp, |lane, offset, _, high| {
+                (lane ^ offset, lane ^ offset <= high)
+            }),
+            Shuffle::Idx => sources(by, clamp, |lane, offset, segment, high| {
+                let source = lane & segment | offset & !segment;
+                (source, source <= high)
+            }),
+        };
+        let (mut value, mut valid, mut absent): (Word, u32, u32) = ([0; 32], 0, 0);
+        for i in 0..32 {
+            value[i] = x[sources[i] as usize & 31];
+            valid |= ok[i] << i;
+            absent |= (!m >> sources[i] & 1) << i;
+        }
+        if absent & m != 0 {
+            let lane = first(absent & m);
+            return trouble(
+                FaultKind::MissingLanes,
+                lane,
+                format!("reads lane {}, which is not here", sources[lane]),
+            );
         }
         self.put(d, m, &value);
         self.put_pred(p, m, valid);
@@ -164,4 +165,25 @@ impl Warp {
         self.put(d, m, &[value; 32]);
         Ok(())
     }
+}
+
+/// The lane that each lane of a shuffle reads, and 1 where that is the one asked for: outside its
+/// segment a lane reads itself. `at` is given the lane, its operand, the bits that tell segments
+/// apart and the last lane that may be read (for `up`, the first).
+#[inline(always)]
+fn sources(
+    by: &Word,
+    clamp: &Word,
+    at: impl Fn(u32, u32, u32, u32) -> (u32, bool),
+) -> (Word, Word) {
+    let (mut sources, mut inside) = ([0; 32], [0; 32]);
+    for i in 0..32 {
+        let lane = i as u32;
+        let (segment, limit) = (clamp[i] >> 8 & 31, clamp[i] & 31);
+        let high = lane & segment | limit & !segment;
+        let (source, ok) = at(lane, by[i] & 31, segment, high);
+        sources[i] = if ok { source & 31 } else { lane };
+        inside[i] = u32::from(ok);
+    }
+    (sources, inside)
 }
