@@ -1,0 +1,290 @@
+//! The loop: steps, evaluations, checkpoints, for one member or many at once.
+
+mod evaluation;
+mod outcome;
+mod run_name;
+mod steps;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use self::evaluation::evaluate;
+use self::run_name::run_name;
+use super::checkpoint::{self, MemberProgress, Progress};
+use super::config::{MemberConfig, Shared};
+use super::examples::Examples;
+use super::program::TrainProgram;
+use crate::adapter::file::AdapterFile;
+use crate::bad_input;
+use crate::data::batches::Batches;
+use crate::engine::{Engine, TextEncoder};
+use crate::error::{Error, Result};
+use crate::eval::retrieval::Recall;
+use crate::exec::cpu::CpuExecutor;
+use crate::exec::state::TrainState;
+use crate::model::text::DropoutRates;
+
+/// One member: its settings and its data.
+#[derive(Clone)]
+pub struct Member {
+    /// Settings of its own.
+    pub config: MemberConfig,
+    /// What it is trained on.
+    pub train: Arc<Examples>,
+    /// What it is evaluated on while it trains; none for no evaluation.
+    pub validation: Option<Arc<Examples>>,
+}
+
+/// What a run tells its caller. Losses and norms are those before the step's update.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A member's part of a finished step.
+    Step(StepReport),
+    /// A member was evaluated.
+    Evaluated {
+        /// The member.
+        member: usize,
+        /// Steps done.
+        step: usize,
+        /// On its validation items.
+        recall: Recall,
+        /// Whether it is the best so far; a later tie replaces an earlier best.
+        best: bool,
+    },
+    /// A checkpoint was written.
+    Saved {
+        /// Steps done.
+        step: usize,
+    },
+}
+
+/// A member's part of a finished step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// The member.
+    pub member: usize,
+    /// Steps done, this one included.
+    pub step: usize,
+    /// Steps in all.
+    pub total: usize,
+    /// The objective.
+    pub loss: f32,
+    /// Its image-text part.
+    pub image_loss: f32,
+    /// Its text-text part, before the ratio.
+    pub text_loss: f32,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Norm of the gradient, before clipping.
+    pub grad_norm: f32,
+    /// Whether the update was left out because the gradient was not finite.
+    pub skipped: bool,
+    /// Packed tokens of the step, all members'.
+    pub tokens: usize,
+    /// Seconds of the step, all members', without evaluation.
+    pub seconds: f64,
+}
+
+/// What a member leaves.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The adapter after the last step.
+    pub last: AdapterFile,
+    /// The adapter of the best evaluation, its score and its step.
+    pub best: Option<(AdapterFile, f64, usize)>,
+    /// Steps whose update was left out.
+    pub skipped: u32,
+}
+
+/// When to write checkpoints, and where.
+#[derive(Clone, Debug)]
+pub struct SavePolicy {
+    /// The file.
+    pub path: PathBuf,
+    /// Steps between two of them.
+    pub every: usize,
+}
+
+/// A run of one or more members.
+pub struct Trainer<'e> {
+    engine: &'e Engine,
+    shared: Shared,
+    members: Vec<Member>,
+    batches: Vec<Batches>,
+    progress: Vec<MemberProgress>,
+    program: TrainProgram,
+    exec: CpuExecutor,
+    encoder: TextEncoder,
+    state: TrainState,
+    step: usize,
+    save: Option<SavePolicy>,
+    run_name: String,
+}
+
+impl<'e> Trainer<'e> {
+    /// Checks everything and binds the graph to memory; nothing is computed yet.
+    ///
+    /// # Errors
+    /// Settings that make no sense, data that lacks a role, no items.
+    pub fn new(engine: &'e Engine, shared: Shared, members: Vec<Member>) -> Result<Trainer<'e>> {
+        shared.check()?;
+        shared.adapter.check_model(&engine.model().config)?;
+        if members.is_empty() {
+            return Err(bad_input!("a run needs at least one member"));
+        }
+        if shared.adapter.full && members.len() > 1 {
+            return Err(bad_input!(
+                "full training holds one member, found {}",
+                members.len()
+            ));
+        }
+        let mut batches = Vec::new();
+        for m in &members {
+            m.config.check()?;
+            check_data(m)?;
+            batches.push(Batches::new(m.train.len(), m.config.batch, m.config.seed)?);
+        }
+        let model = engine.model();
+        let rates = DropoutRates {
+            hidden: shared.hidden_dropout.unwrap_or(model.config.hidden_dropout),
+            attention: shared
+                .attention_dropout
+                .unwrap_or(model.config.attention_dropout),
+        };
+        let program = TrainProgram::new(&model.config, model.head, &shared.adapter, rates);
+        let frozen = Arc::new(model.bind(&program.graph)?);
+        let seeds: Vec<u64> = members.iter().map(|m| m.config.seed).collect();
+        let state = model.init(&program.graph, &seeds)?;
+        let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
+        let encoder = TextEncoder::new(engine, &shared.adapter)?;
+        let run_name = run_name(&shared, &members, model.weights());
+        let fresh = MemberProgress {
+            loss_scale: 1.0,
+            ..MemberProgress::default()
+        };
+        let progress = vec![fresh; members.len()];
+        Ok(Trainer {
+            engine,
+            shared,
+            members,
+            batches,
+            progress,
+            program,
+            exec,
+            encoder,
+            state,
+            step: 0,
+            save: None,
+            run_name,
+        })
+    }
+
+    /// Writes a checkpoint every so many steps, and when cancelled.
+    pub fn save_to(&mut self, policy: SavePolicy) {
+        self.save = Some(policy);
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// If it can't be read or belongs to another run.
+    pub fn resume(&mut self, path: &std::path::Path) -> Result<usize> {
+        let (step, progress) = checkpoint::load(path, &self.run_name, &mut self.state)?;
+        self.step = step;
+        self.progress = progress;
+        Ok(step)
+    }
+
+    /// The trainable state.
+    pub fn state(&self) -> &TrainState {
+        &self.state
+    }
+
+    /// Steps of a member.
+    pub fn total_steps(&self, member: usize) -> usize {
+        self.members[member].config.epochs * self.batches[member].steps_per_epoch()
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// Trainable parameters of one member.
+    pub fn parameters(&self) -> usize {
+        self.state.parameters()
+    }
+
+    /// Size in bytes of the arena of activations and gradients so far.
+    pub fn arena_bytes(&self) -> usize {
+        self.exec.arena_bytes()
+    }
+
+    /// Runs to the end. The callback is told of every step and evaluation; when it breaks, a
+    /// checkpoint is written and the run ends.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; a gradient that is not finite several times in a row; a checkpoint that
+    /// can't be written.
+    pub fn run(
+        &mut self,
+        on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Vec<Outcome>> {
+        let end = (0..self.members.len())
+            .map(|g| self.total_steps(g))
+            .max()
+            .unwrap_or(0);
+        while self.step < end {
+            let mut flow = ControlFlow::Continue(());
+            let mut tell = |event: Event| {
+                if on_event(&event).is_break() {
+                    flow = ControlFlow::Break(());
+                }
+            };
+            self.one_step(&mut tell)?;
+            self.evaluate_due(&mut tell)?;
+            let due = self
+                .save
+                .as_ref()
+                .is_some_and(|s| self.step.is_multiple_of(s.every.max(1)));
+            if due || self.step == end {
+                self.save_now(&mut tell)?;
+            }
+            if flow.is_break() {
+                self.save_now(&mut |_| {})?;
+                return Err(Error::Cancelled);
+            }
+        }
+        self.check_trained()?;
+        Ok((0..self.members.len()).map(|g| self.outcome(g)).collect())
+    }
+
+    fn save_now(&self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+        let Some(policy) = &self.save else {
+            return Ok(());
+        };
+        let progress = Progress {
+            step: self.step,
+            members: &self.progress,
+            run: &self.run_name,
+        };
+        checkpoint::save(&policy.path, &progress, &self.state)?;
+        tell(Event::Saved { step: self.step });
+        Ok(())
+    }
+}
+
+fn check_data(m: &Member) -> Result<()> {
+    m.train.text(m.config.strategy.anchor())?;
+    if let Some(role) = m.config.strategy.partner() {
+        m.train.text(role)?;
+    }
+    if m.train.is_empty() {
+        return Err(bad_input!("there is nothing to train on: 0 items"));
+    }
+    if let Some(v) = &m.validation {
+        v.text(m.config.strategy.anchor())?;
+    }
+    Ok(())
+}
