@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::state::TrainState;
-use super::{Executor, Frozen, MemberStep};
+use super::{Executor, Frozen, MemberStep, Pass};
 use crate::error::Result;
 use crate::graph::plan::{Plan, Reuse};
 use crate::graph::{Bucket, Graph, Role, ValueId};
@@ -227,7 +227,8 @@ impl CpuExecutor {
         self.arena.len() * 4
     }
 
-    fn prepare(&mut self, bucket: Bucket) {
+    /// Plans for a bucket; `fresh` where a step begins and nothing in the arena is wanted any more.
+    fn prepare(&mut self, bucket: Bucket, fresh: bool) {
         if self.plan.as_ref().is_none_or(|p| p.bucket != bucket) {
             self.plan = Some(Plan::new(&self.graph, bucket, self.reuse));
         }
@@ -237,15 +238,20 @@ impl CpuExecutor {
             self.arena = Vec::new();
             self.arena = vec![0.0; len];
         }
-        if self.reuse == Reuse::Spread {
+        if self.reuse == Reuse::Spread && fresh {
             self.arena.fill(f32::NAN);
         }
     }
 }
 
 impl Executor for CpuExecutor {
-    fn run(&mut self, state: &mut TrainState, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
-        self.prepare(batch.bucket().max(&self.least));
+    fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn pass(&mut self, state: &mut TrainState, pass: &Pass<'_>) -> Result<()> {
+        let batch = pass.batch;
+        self.prepare(batch.bucket().max(&self.least), pass.nodes.start == 0);
         self.true_rows = Bucket {
             tokens: batch.tokens(),
             seqs: batch.seqs(),
@@ -255,10 +261,14 @@ impl Executor for CpuExecutor {
         let Some(plan) = &self.plan else {
             return Ok(());
         };
+        for (id, values) in pass.given {
+            let place = plan.span(*id).map_or(0..0, |s| s.offset..s.offset + s.len);
+            self.arena[place][..values.len()].copy_from_slice(values);
+        }
         let mut mem = CpuMem {
             graph: &self.graph,
             batch,
-            steps,
+            steps: pass.steps,
             state,
             homes: &self.homes,
             plan,
@@ -267,7 +277,7 @@ impl Executor for CpuExecutor {
         };
         let observer = &mut self.observer;
         self.pool.install(|| {
-            for op in &mem.graph.nodes {
+            for op in &mem.graph.nodes[pass.nodes.clone()] {
                 let start = Instant::now();
                 op.cpu(&mut mem);
                 if let Some(observer) = observer {

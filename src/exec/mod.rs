@@ -5,6 +5,7 @@ pub mod reference;
 pub mod state;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -26,6 +27,19 @@ pub struct LossWeights {
     pub image_partner: f32,
     /// The partner's features are constants: no gradient flows through them.
     pub stop_partner: bool,
+}
+
+impl LossWeights {
+    /// All weights times `factor`.
+    pub fn times(self, factor: f32) -> LossWeights {
+        LossWeights {
+            image_anchor: self.image_anchor * factor,
+            mse: self.mse * factor,
+            partner_anchor: self.partner_anchor * factor,
+            image_partner: self.image_partner * factor,
+            stop_partner: self.stop_partner,
+        }
+    }
 }
 
 /// What changes from step to step, per member.
@@ -155,14 +169,52 @@ impl Frozen {
     }
 }
 
+/// Some nodes of a graph over a batch. What passes over one batch compute stays for the next ones, as
+/// long as the plan keeps it; gradients of trainable tensors stay until a node zeroes them, so that
+/// a step may consist of passes over several batches.
+pub struct Pass<'a> {
+    /// The nodes, which run in their order.
+    pub nodes: Range<usize>,
+    /// Its structure.
+    pub batch: &'a Batch,
+    /// What changes from step to step, by member.
+    pub steps: &'a [MemberStep],
+    /// Values that are set before, true rows only: what nodes left out of this pass would compute.
+    pub given: &'a [(ValueId, &'a [f32])],
+}
+
+impl<'a> Pass<'a> {
+    /// Every node.
+    pub fn whole(graph: &Graph, batch: &'a Batch, steps: &'a [MemberStep]) -> Pass<'a> {
+        Pass {
+            nodes: 0..graph.nodes.len(),
+            batch,
+            steps,
+            given: &[],
+        }
+    }
+}
+
 /// Runs a graph, step by step.
 pub trait Executor {
-    /// Runs every node once.
+    /// What it runs.
+    fn graph(&self) -> &Graph;
+
+    /// Runs some nodes.
     ///
     /// # Errors
     /// If the device fails or the batch does not fit the graph.
-    fn run(&mut self, state: &mut TrainState, batch: &Batch, steps: &[MemberStep]) -> Result<()>;
+    fn pass(&mut self, state: &mut TrainState, pass: &Pass<'_>) -> Result<()>;
 
-    /// The content of an output of the last run, true rows only.
+    /// Runs every node once.
+    ///
+    /// # Errors
+    /// As [`Executor::pass`].
+    fn run(&mut self, state: &mut TrainState, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
+        let pass = Pass::whole(self.graph(), batch, steps);
+        self.pass(state, &pass)
+    }
+
+    /// The content of an output of the last pass, true rows only.
     fn output(&self, id: ValueId) -> Vec<f32>;
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::state::TrainState;
-use super::{Executor, Frozen, MemberStep};
+use super::{Executor, Frozen, MemberStep, Pass};
 use crate::error::Result;
 use crate::graph::{Graph, Role, ValueId};
 use crate::ops::real::Real;
@@ -112,26 +112,40 @@ impl<F: Real> RefExecutor<F> {
 
     /// Runs every node once, in the precision of the reference; the trainable values stay here.
     pub fn step(&mut self, batch: &Batch, steps: &[MemberStep]) {
+        let graph = self.graph.clone();
+        self.pass_in_place(&Pass::whole(&graph, batch, steps));
+    }
+
+    /// The same for some nodes.
+    fn pass_in_place(&mut self, pass: &Pass<'_>) {
+        let batch = pass.batch;
         for id in self.graph.with_role(Role::Input) {
             let images = batch.images.iter().map(|v| F::of(f64::from(*v))).collect();
             self.values[id.idx()] = images;
+        }
+        for (id, given) in pass.given {
+            self.values[id.idx()] = given.iter().map(|v| F::of(f64::from(*v))).collect();
         }
         let graph = self.graph.clone();
         let mut mem = RefMem {
             graph: &graph,
             batch,
-            steps,
+            steps: pass.steps,
             state: &mut self.state,
             values: &mut self.values,
         };
-        for op in &graph.nodes {
+        for op in &graph.nodes[pass.nodes.clone()] {
             op.reference(&mut mem);
         }
     }
 }
 
 impl Executor for RefExecutor<f32> {
-    fn run(&mut self, state: &mut TrainState, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
+    fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn pass(&mut self, state: &mut TrainState, pass: &Pass<'_>) -> Result<()> {
         let named: Vec<(usize, ValueId)> = self
             .graph
             .with_role(Role::Trainable)
@@ -144,7 +158,7 @@ impl Executor for RefExecutor<f32> {
         for &(t, id) in &named {
             self.values[id.idx()] = state.values[span(state, t)].to_vec();
         }
-        self.step(batch, steps);
+        self.pass_in_place(pass);
         for &(t, id) in &named {
             let range = span(state, t);
             state.values[range].copy_from_slice(&self.values[id.idx()]);

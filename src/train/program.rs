@@ -2,6 +2,7 @@
 //! is bound to.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::adapter::{Adapter, initial};
@@ -9,7 +10,7 @@ use crate::bad_input;
 use crate::error::Result;
 use crate::exec::state::TrainState;
 use crate::exec::{Frozen, FrozenTensor, LossWeights};
-use crate::graph::backward::backward;
+use crate::graph::backward::backward_from;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::model::text::{DropoutRates, text_tower};
 use crate::ops::adam::{AdamStep, GradNorm, ZeroGrads};
@@ -34,12 +35,32 @@ pub struct Losses {
     pub image_partner: ValueId,
 }
 
+/// The parts of a step: ranges of the graph's nodes, which together are all of them, in this order.
+/// A step may repeat the ones between the first and the last over several batches: gradients add up.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Zeroes the gradients.
+    pub begin: Range<usize>,
+    /// From texts to features.
+    pub tower: Range<usize>,
+    /// From features to losses and to the gradient of the features.
+    pub objective: Range<usize>,
+    /// From the gradient of the features to that of every trainable tensor.
+    pub tower_grad: Range<usize>,
+    /// The gradient's norm and the optimiser.
+    pub update: Range<usize>,
+}
+
 /// The graph of a training step.
 pub struct TrainProgram {
     /// Forward, backward and optimiser.
     pub graph: Arc<Graph>,
+    /// Its parts.
+    pub parts: Parts,
     /// (S, E) features of the step's texts.
     pub features: ValueId,
+    /// (S, E) gradient of the features; it lives from the objective to the gradient of the tower.
+    pub dfeatures: ValueId,
     /// The objective's terms.
     pub losses: Losses,
     /// (G, 1) norm of each member's gradient.
@@ -66,21 +87,43 @@ impl TrainProgram {
         g.nodes.push(ZeroGrads.into());
         let features = text_tower(&mut g, c, head, adapter, rates);
         g.get_mut(features).role = Role::Output;
+        let tower = 1..g.nodes.len();
         let losses = objective(&mut g, features);
         let forward_nodes = g.nodes.len();
-        let grads = backward(&mut g);
+        let mut grads = backward_from(&mut g, &[], &[features]);
+        let dfeatures = grads
+            .remove(&features)
+            .unwrap_or_else(|| panic!("no loss reads the features"));
+        let first_grad = writer(&g, dfeatures) + 1;
+        let last_grad = g.nodes.len();
         let grad_norm = GradNorm::push(&mut g, "grad_norm");
         g.nodes.push(AdamStep { norm: grad_norm }.into());
         g.check();
+        let parts = Parts {
+            begin: 0..1,
+            objective: tower.end..first_grad,
+            tower,
+            tower_grad: first_grad..last_grad,
+            update: last_grad..g.nodes.len(),
+        };
         TrainProgram {
             graph: Arc::new(g),
+            parts,
             features,
+            dfeatures,
             losses,
             grad_norm,
             grads,
             forward_nodes,
         }
     }
+}
+
+/// The node that writes a value.
+fn writer(g: &Graph, id: ValueId) -> usize {
+    let writes = |node: &crate::ops::Op| node.writes().contains(&id);
+    let found = g.nodes.iter().position(writes);
+    found.unwrap_or_else(|| panic!("{} has no writer", g.get(id).name))
 }
 
 impl EncodeProgram {
