@@ -34,11 +34,7 @@ pub fn adapt(
         adapter: Adapter::lora(4),
         ..Shared::default()
     };
-    let member = Member {
-        config,
-        train,
-        validation: None,
-    };
+    let member = Member::new(config, train, None);
     let mut trainer = Trainer::new(engine, shared, vec![member])?;
     let outcomes = trainer.run(&mut |event| match event {
         Event::Step(s) => progress(s.step, s.loss),

@@ -18,6 +18,8 @@ mod run_folder;
 mod term;
 mod train;
 mod train_args;
+mod train_inputs;
+mod train_results;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -70,9 +70,10 @@ impl RunFolder {
             metrics: None,
             _lock: lock(path)?,
         };
+        remove_temporary(path)?;
         for entry in fs::read_dir(path).map_err(Error::read(path))?.flatten() {
-            if is_temporary(&entry.file_name()) {
-                fs::remove_file(entry.path()).map_err(Error::write(entry.path()))?;
+            if entry.path().is_dir() {
+                remove_temporary(&entry.path())?;
             }
         }
         Ok(folder)
@@ -86,6 +87,16 @@ impl RunFolder {
     /// A file of the run.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// A file of one of several members, in a folder of its own; of the only one without.
+    pub fn member_file(&self, member: Option<&str>, name: &str) -> Result<PathBuf, Error> {
+        let Some(member) = member else {
+            return Ok(self.file(name));
+        };
+        let folder = self.path.join(member);
+        fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
+        Ok(folder.join(name))
     }
 
     /// The resolved settings.
@@ -138,6 +149,16 @@ impl RunFolder {
 fn cannot_make(path: &Path, e: io::Error) -> Error {
     let path = path.display();
     bad_input!("{path}: cannot be made or written to: {e}; choose another --out")
+}
+
+/// Removes what a killed process had half written into a folder.
+fn remove_temporary(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(Error::read(folder))?.flatten() {
+        if is_temporary(&entry.file_name()) {
+            fs::remove_file(entry.path()).map_err(Error::write(entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a name is that of a file that [`write_atomic`] had not finished.

@@ -1,24 +1,17 @@
 //! `crosstune train`.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
-use crosstune::data::{self, Needs, Role, Shots};
-use crosstune::engine::{Engine, EngineOptions};
+use crosstune::engine::Engine;
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
 use crosstune::train::config::MemberConfig;
-use crosstune::train::examples::Examples;
-use crosstune::train::objective::Strategy;
-use crosstune::train::trainer::{Event, Member, Outcome, SavePolicy, StepReport, Trainer};
-use crosstune::weights::hub;
-use serde::Serialize;
+use crosstune::train::trainer::{Event, SavePolicy, StepReport, Trainer};
 use serde_json::json;
 
 use super::Output;
@@ -26,15 +19,8 @@ use super::data::required;
 use super::run_folder::RunFolder;
 use super::term::{Interrupt, Progress, warn};
 pub use super::train_args::Args;
-
-/// Everything that a run reads.
-struct Inputs {
-    engine: Engine,
-    train: Arc<Examples>,
-    validation: Arc<Examples>,
-    test: Examples,
-    warnings: Vec<String>,
-}
+use super::train_inputs::Inputs;
+use super::train_results::{finish, summarise, table, zero_shot};
 
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
@@ -49,44 +35,41 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if folder.is_none() {
         RunFolder::check(&out)?;
     }
-    let inputs = open_inputs(&args, &lang, strategy)?;
+    let inputs = Inputs::open(&args, &lang, strategy)?;
     inputs.warnings.iter().for_each(warn);
-    let items = inputs.train.len();
+    let items = inputs.most_items();
     let config = args.member(|batch| items.div_ceil(batch))?;
-    let member = Member {
-        config: config.clone(),
-        train: inputs.train.clone(),
-        validation: Some(inputs.validation.clone()),
-    };
-    let mut trainer = Trainer::new(&inputs.engine, shared, vec![member])?;
+    let members = inputs.train_members(&config);
+    let n_members = members.len();
+    let mut trainer = Trainer::new(&inputs.engine, shared, members)?;
     if let Some(file) = &args.recipe.init {
-        trainer.start_from(0, &AdapterFile::load(file)?)?;
+        let adapter = AdapterFile::load(file)?;
+        (0..n_members).try_for_each(|g| trainer.start_from(g, &adapter))?;
     }
     let every = args.recipe.save_every.unwrap_or(100);
     let path = out.join("checkpoint.safetensors");
     if folder.is_some() && path.exists() {
-        let step = trainer.resume(&path)?;
-        if step == trainer.total_steps(0) && out.join("summary.json").exists() {
+        let (step, total) = (trainer.resume(&path)?, trainer.last_step());
+        if step == total && out.join("summary.json").exists() {
             return finished(&out, step, output);
         }
         if !output.quiet {
-            eprintln!("going on after step {step} of {}", trainer.total_steps(0));
+            eprintln!("going on after step {step} of {total}");
         }
     }
     let run = Run {
         args: &args,
-        lang: &lang,
         config: &config,
         inputs: &inputs,
         output,
     };
     // It reads every weight and every test item: nothing is written before.
-    let before = run.zero_shot()?;
+    let before = zero_shot(&inputs, config.strategy.anchor())?;
     let mut folder = match folder {
         Some(folder) => folder,
         None => {
             let folder = RunFolder::create(&out)?;
-            folder.write_config(&args.resolved(&config, every))?;
+            folder.write_config(&args.resolved(inputs.names(), &config, every))?;
             folder
         }
     };
@@ -135,69 +118,26 @@ fn finished(out: &Path, steps: usize, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn open_inputs(args: &Args, lang: &str, strategy: Strategy) -> Result<Inputs> {
-    let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
-    let options = EngineOptions {
-        threads: args.recipe.threads,
-    };
-    let engine = Engine::open(&hub::resolve(&model)?, options)?;
-    let source = args.data.source()?;
-    let protocol = args.data.protocol()?;
-    if protocol.shots == Shots::Zero {
-        return Err(
-            bad_input!("shots: zero trains nothing; `crosstune eval` measures zero-shot").into(),
-        );
-    }
-    let anchor = [strategy.anchor()];
-    let train: Vec<Role> = anchor.iter().copied().chain(strategy.partner()).collect();
-    let needs = Needs {
-        train: &train,
-        eval: &anchor,
-    };
-    let loaded = data::load(&source, lang, &protocol, needs)?;
-    let (features, file) = args.data.image_features()?;
-    let examples = |split| Examples::new(&engine, split, &features, &file);
-    let (train, validation) = (examples(&loaded.train)?, examples(&loaded.validation)?);
-    let test = examples(&loaded.test)?;
-    let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
-    Ok(Inputs {
-        engine,
-        train: Arc::new(train),
-        validation: Arc::new(validation),
-        test,
-        warnings,
-    })
-}
-
 struct Run<'a> {
     args: &'a Args,
-    lang: &'a str,
     config: &'a MemberConfig,
     inputs: &'a Inputs,
     output: Output,
 }
 
 impl Run<'_> {
-    fn go(&self, trainer: &mut Trainer<'_>, folder: &mut RunFolder, before: Recall) -> Result<()> {
+    fn go(
+        &self,
+        trainer: &mut Trainer<'_>,
+        folder: &mut RunFolder,
+        before: Vec<Recall>,
+    ) -> Result<()> {
         let interrupt = Interrupt::listen()?;
-        let config = &self.inputs.engine.model().config;
         let model_parameters = model_parameters(&self.inputs.engine);
         let share = trainer.parameters() as f64 / model_parameters as f64;
-        let total = trainer.total_steps(0);
+        let total = trainer.last_step();
         let mut progress = Progress::new(total as u64, self.output.quiet);
-        progress.line(format_args!(
-            "{}: {} items, {} validation, {} test; {} layers of {}; {} trainable parameters \
-             ({:.4} %); zero-shot test R@1 {:.4}",
-            self.lang,
-            self.inputs.train.len(),
-            self.inputs.validation.len(),
-            self.inputs.test.len(),
-            config.layers,
-            config.hidden,
-            trainer.parameters(),
-            100.0 * share,
-            before.mean_r1()
-        ));
+        self.announce(&mut progress, trainer.parameters(), share, &before);
         let start = Instant::now();
         let mut speed = Speed::default();
         let mut failed = None;
@@ -217,62 +157,65 @@ impl Run<'_> {
         if let Some(e) = failed {
             return Err(e.into());
         }
-        let outcome = match done {
-            Ok(outcomes) => outcomes.into_iter().next(),
-            Err(Error::Cancelled) => {
-                eprintln!(
-                    "stopped after step {} of {total}; go on with: crosstune train --resume {}",
-                    trainer.step(),
-                    folder.path().display()
-                );
-                return Err(Error::Cancelled.into());
-            }
-            Err(e) => return Err(e.into()),
-        };
-        let Some(outcome) = outcome else {
-            return Ok(());
-        };
-        let after = self.finish(folder, outcome)?;
-        let summary = json!({
-            "language": self.lang,
+        if let Err(Error::Cancelled) = done {
+            eprintln!(
+                "stopped after step {} of {total}; go on with: crosstune train --resume {}",
+                trainer.step(),
+                folder.path().display()
+            );
+        }
+        let model = self.args.model.clone().unwrap_or_default();
+        let role = self.config.strategy.anchor();
+        let results = finish(self.inputs, &model, role, folder, (done?, before))?;
+        let mut summary = json!({
             "strategy": self.config.strategy,
             "text_loss": self.config.text_loss,
-            "shots": self.inputs.train.len(),
-            "test_items": self.inputs.test.len(),
-            "zero_shot": before,
-            "last": after.last,
-            "best": after.best,
+            "joint": self.inputs.joint,
             "trainable_parameters": trainer.parameters(),
             "model_parameters": model_parameters,
             "trainable_share": share,
             "steps": total,
-            "skipped_steps": after.skipped,
             "tokens_per_second": speed.tokens_per_second(),
             "seconds": start.elapsed().as_secs_f64(),
             "peak_memory_bytes": peak_memory(),
             "threads": self.inputs.engine.threads(),
             "warnings": self.inputs.warnings,
         });
+        if let Some(fields) = summary.as_object_mut() {
+            fields.extend(summarise(&results)?);
+        }
         folder.write_json("summary.json", &summary)?;
         if self.output.json {
             println!("{}", serde_json::to_string_pretty(&summary)?);
         } else {
-            self.table(&before, &after, &speed, share, trainer.parameters());
+            table(&results);
+            println!(
+                "{} parameters trained, {:.4} % of the model; {:.0} tokens/s",
+                trainer.parameters(),
+                100.0 * share,
+                speed.tokens_per_second()
+            );
         }
         Ok(())
     }
 
-    fn zero_shot(&self) -> Result<Recall> {
-        let e = &self.inputs.engine;
-        let mut encoder = crosstune::engine::TextEncoder::new(e, &Default::default())?;
-        let role = self.config.strategy.anchor();
-        let test = &self.inputs.test;
-        Ok(crosstune::train::trainer::evaluate(
-            e,
-            &mut encoder,
-            test,
-            role,
-        )?)
+    /// Says what is about to be trained.
+    fn announce(&self, progress: &mut Progress, parameters: usize, share: f64, before: &[Recall]) {
+        let config = &self.inputs.engine.model().config;
+        for (l, before) in self.inputs.languages.iter().zip(before) {
+            let validation = l.set.validation.as_ref().map_or(0, |v| v.len());
+            progress.line(format_args!(
+                "{}: {} items, {validation} validation, {} test; {} layers of {}; {parameters} \
+                 trainable parameters ({:.4} %); zero-shot test R@1 {:.4}",
+                l.name,
+                l.set.train.len(),
+                l.test.len(),
+                config.layers,
+                config.hidden,
+                100.0 * share,
+                before.mean_r1()
+            ));
+        }
     }
 
     /// Shows an event; returns its line for metrics.jsonl.
@@ -293,106 +236,30 @@ impl Run<'_> {
                 );
                 progress.at(s.step as u64, s.total as u64, message);
                 Some(json!({
-                    "step": s.step, "loss": s.loss, "image_loss": s.image_loss,
-                    "text_loss": s.text_loss, "lr": s.lr, "grad_norm": s.grad_norm,
-                    "skipped": s.skipped, "tokens": s.tokens,
+                    "step": s.step, "language": self.inputs.label(s.member), "loss": s.loss,
+                    "image_loss": s.image_loss, "text_loss": s.text_loss, "lr": s.lr,
+                    "grad_norm": s.grad_norm, "skipped": s.skipped, "tokens": s.tokens,
                 }))
             }
             Event::Evaluated {
-                step, recall, best, ..
+                member,
+                language,
+                step,
+                recall,
+                best,
             } => {
                 let mark = if *best { ", the best so far" } else { "" };
+                let members = self.inputs.members();
+                let name = &members.get(*member)?.get(*language)?.name;
                 progress.line(format_args!(
-                    "step {step}: validation {}{mark}",
+                    "step {step}: {name}: validation {}{mark}",
                     line(recall)
                 ));
-                Some(json!({"step": step, "validation": recall, "best": best}))
+                Some(json!({"step": step, "language": name, "validation": recall, "best": best}))
             }
             Event::Saved { .. } => None,
         }
     }
-
-    /// Saves the adapters and measures them on the test items.
-    fn finish(&self, folder: &RunFolder, outcome: Outcome) -> Result<After> {
-        let model = self.args.model.clone().unwrap_or_default();
-        let describe = |mut file: AdapterFile| {
-            file.origin.extend(BTreeMap::from([
-                ("language".to_string(), self.lang.to_string()),
-                ("model".to_string(), model.clone()),
-            ]));
-            file
-        };
-        let last = describe(outcome.last);
-        last.save(&folder.file("adapter_last.safetensors"))?;
-        let last = self.test(&last, None)?;
-        let best = match outcome.best {
-            Some((file, score, step)) => {
-                let file = describe(file);
-                file.save(&folder.file("adapter_best.safetensors"))?;
-                Some(self.test(&file, Some((score, step)))?)
-            }
-            None => None,
-        };
-        Ok(After {
-            last,
-            best,
-            skipped: outcome.skipped,
-        })
-    }
-
-    fn test(&self, file: &AdapterFile, chosen: Option<(f64, usize)>) -> Result<Tested> {
-        let e = &self.inputs.engine;
-        let mut encoder = crosstune::engine::TextEncoder::new(e, &file.config)?;
-        file.load_into(&mut encoder.state, 0)?;
-        let role = self.config.strategy.anchor();
-        let test = &self.inputs.test;
-        let recall = crosstune::train::trainer::evaluate(e, &mut encoder, test, role)?;
-        Ok(Tested {
-            test: recall,
-            validation_score: chosen.map(|c| c.0),
-            step: chosen.map(|c| c.1),
-        })
-    }
-
-    fn table(&self, before: &Recall, after: &After, speed: &Speed, share: f64, parameters: usize) {
-        println!("{} on {} test items", self.lang, before.n);
-        println!("                    image to text            text to image          mean");
-        println!("              R@1    R@5    R@10     R@1    R@5    R@10     R@1    ties");
-        let row = |name: &str, r: &Recall| {
-            let [a, b, c] = r.i2t;
-            let [d, e, f] = r.t2i;
-            let ties = r.ties_i2t + r.ties_t2i;
-            println!(
-                "{name:12} {a:.4} {b:.4} {c:.4}   {d:.4} {e:.4} {f:.4}   {:.4}  {ties:4}",
-                r.mean_r1()
-            );
-        };
-        row("zero-shot", before);
-        row("last step", &after.last.test);
-        if let Some(best) = &after.best {
-            row(&format!("best, {}", best.step.unwrap_or(0)), &best.test);
-        }
-        println!(
-            "{parameters} parameters trained, {:.4} % of the model; {:.0} tokens/s",
-            100.0 * share,
-            speed.tokens_per_second()
-        );
-    }
-}
-
-/// What a finished run measured.
-struct After {
-    last: Tested,
-    best: Option<Tested>,
-    skipped: u32,
-}
-
-/// An adapter on the test items.
-#[derive(Serialize)]
-struct Tested {
-    test: Recall,
-    validation_score: Option<f64>,
-    step: Option<usize>,
 }
 
 /// Tokens and seconds of all steps.
@@ -400,10 +267,16 @@ struct Tested {
 struct Speed {
     tokens: f64,
     seconds: f64,
+    /// The last step that was counted: each member reports it, with the tokens and seconds of all.
+    step: usize,
 }
 
 impl Speed {
     fn add(&mut self, s: &StepReport) {
+        if s.step == self.step {
+            return;
+        }
+        self.step = s.step;
         self.tokens += s.tokens as f64;
         self.seconds += s.seconds;
     }

@@ -26,6 +26,10 @@ use super::method::MethodArgs;
   German from all of Multi30K, drawn to the English captions:
     crosstune train --model m-clip --multi30k dataset/ --features flickr.safetensors --lang de \\
       --shots full --strategy routine1 --ratio 0.1 --batch 64 --epochs 1 --out runs/de
+  Four languages in one run, each with an adapter of its own (runs/many/de/...); with --joint, one
+  adapter for all four:
+    crosstune train --model m-clip --xtd10 XTD10/ --features images.safetensors \\
+      --lang de,fr,ko,tr --strategy baseline1 --out runs/many
   Go on with a run that was stopped:
     crosstune train --resume runs/de")]
 pub struct Args {
@@ -41,8 +45,9 @@ pub struct Args {
     /// or a name in the local Hugging Face cache.
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<String>,
-    /// The language to adapt to, as the data set spells it.
-    #[arg(long)]
+    /// The language to adapt to, as the data set spells it. Of several, `de,fr,cs` or `all`, each
+    /// gets an adapter of its own in one run, unless --joint.
+    #[arg(long, value_name = "A|A,B|all")]
     pub lang: Option<String>,
     /// Where the run goes; must not hold one yet.
     #[arg(long, value_name = "DIR")]
@@ -63,6 +68,9 @@ pub struct Args {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Training")]
 pub struct Recipe {
+    /// One adapter for all languages of --lang: its loss is the mean of theirs.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub joint: Option<bool>,
     /// Which texts meet: baseline1, baseline2, routine1, routine2, routine3 (method1 to method3 are
     /// accepted) [default: routine1].
     #[arg(long)]
@@ -226,9 +234,11 @@ impl Args {
     }
 
     /// The same options with every default filled in: what a run folder keeps.
-    pub fn resolved(&self, config: &MemberConfig, save_every: usize) -> Args {
+    pub fn resolved(&self, lang: String, config: &MemberConfig, save_every: usize) -> Args {
         let mut a = self.clone();
+        a.lang = Some(lang);
         let r = &mut a.recipe;
+        r.joint.get_or_insert(false);
         r.strategy = Some(config.strategy.to_string());
         r.text_loss = Some(config.text_loss.to_string());
         r.ratio = Some(config.ratio);

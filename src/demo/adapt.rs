@@ -157,13 +157,12 @@ pub(super) fn adapt(
         adapter: adapter(recipe.rank),
         ..Shared::default()
     };
-    let member = |d: &LanguageData, strategy: Strategy| Member {
-        config: MemberConfig {
+    let member = |d: &LanguageData, strategy: Strategy| {
+        let config = MemberConfig {
             ratio: recipe.ratio,
             ..recipe.adaptation.member(strategy, seed)
-        },
-        train: d.train.clone(),
-        validation: None,
+        };
+        Member::new(config, d.train.clone(), None)
     };
     let members = data
         .iter()

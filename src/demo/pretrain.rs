@@ -286,11 +286,8 @@ fn train(
         hidden_dropout: Some(0.0),
         attention_dropout: Some(0.0),
     };
-    let member = Member {
-        config: stage.member(Strategy::Baseline1, seed),
-        train: Arc::new(data),
-        validation: None,
-    };
+    let config = stage.member(Strategy::Baseline1, seed);
+    let member = Member::new(config, Arc::new(data), None);
     let mut trainer = Trainer::new(engine, shared, vec![member])?;
     let outcomes = trainer.run(&mut |event| teller.pass(phase, event))?;
     let last = outcomes

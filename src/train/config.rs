@@ -33,8 +33,13 @@ impl SelectBy {
             SelectBy::MeanR10 => at(2),
             SelectBy::MeanRecall => (at(0) + at(1) + at(2)) / 3.0,
         };
-        (exact * 1e4).round() / 1e4
+        round4(exact)
     }
+}
+
+/// Four digits, as the original rounds a score.
+pub(super) fn round4(score: f64) -> f64 {
+    (score * 1e4).round() / 1e4
 }
 
 /// What all members of a run share: the graph.

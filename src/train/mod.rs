@@ -6,4 +6,5 @@ pub mod examples;
 pub mod objective;
 pub mod program;
 pub mod schedule;
+pub mod step;
 pub mod trainer;

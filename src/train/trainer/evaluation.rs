@@ -6,41 +6,62 @@ use crate::engine::{Engine, TextEncoder};
 use crate::error::Result;
 use crate::eval::retrieval::{Recall, retrieval};
 use crate::train::checkpoint::Best;
+use crate::train::config::round4;
 use crate::train::examples::Examples;
 
 impl Trainer<'_> {
+    /// Evaluates the members whose turn it is, each in all its languages.
     pub(super) fn evaluate_due(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         for g in 0..self.members.len() {
             let (total, every) = (self.total_steps(g), self.members[g].config.eval_every);
             let due = self.step == total || (every > 0 && self.step.is_multiple_of(every));
-            let Some(validation) = self.members[g].validation.clone() else {
-                continue;
-            };
             if self.step > total || !due {
                 continue;
             }
-            let recall = self.evaluate(g, &validation)?;
-            let score = self.members[g].config.select_by.score(&recall);
-            let best = self.progress[g]
-                .best
-                .as_ref()
-                .is_none_or(|b| score >= b.score);
-            if best {
-                let values = self.member_values(g);
-                self.progress[g].best = Some(Best {
-                    score,
+            let recalls = self.recalls(g)?;
+            if recalls.is_empty() {
+                continue;
+            }
+            let best = self.is_best(g, &recalls);
+            for (language, recall) in recalls {
+                tell(Event::Evaluated {
+                    member: g,
+                    language,
                     step: self.step,
-                    values,
+                    recall,
+                    best,
                 });
             }
-            tell(Event::Evaluated {
-                member: g,
-                step: self.step,
-                recall,
-                best,
-            });
         }
         Ok(())
+    }
+
+    /// Recall of a member in each language that has validation items.
+    fn recalls(&mut self, g: usize) -> Result<Vec<(usize, Recall)>> {
+        let languages = self.members[g].languages.clone();
+        let with_items = languages.iter().enumerate();
+        with_items
+            .filter_map(|(l, set)| Some((l, set.validation.as_ref()?)))
+            .map(|(l, items)| Ok((l, self.evaluate(g, items)?)))
+            .collect()
+    }
+
+    /// Whether the mean score of `recalls` is not below any before; keeps the values if so.
+    fn is_best(&mut self, g: usize, recalls: &[(usize, Recall)]) -> bool {
+        let select_by = self.members[g].config.select_by;
+        let sum: f64 = recalls.iter().map(|(_, r)| select_by.score(r)).sum();
+        let score = round4(sum / recalls.len() as f64);
+        let former = self.progress[g].best.as_ref();
+        let best = former.is_none_or(|b| score >= b.score);
+        if best {
+            let values = self.member_values(g);
+            self.progress[g].best = Some(Best {
+                score,
+                step: self.step,
+                values,
+            });
+        }
+        best
     }
 
     /// Recall of a member on some items, with the texts that its strategy is evaluated on.

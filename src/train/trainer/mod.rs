@@ -15,6 +15,7 @@ use super::checkpoint::{self, MemberProgress, Progress};
 use super::config::{MemberConfig, Shared};
 use super::examples::Examples;
 use super::program::TrainProgram;
+use super::step::StepRunner;
 use crate::adapter::file::AdapterFile;
 use crate::bad_input;
 use crate::data::batches::Batches;
@@ -30,10 +31,34 @@ use crate::model::text::DropoutRates;
 pub struct Member {
     /// Settings of its own.
     pub config: MemberConfig,
-    /// What it is trained on.
+    /// Its languages: one as a rule. With several, its objective is the mean of theirs (joint
+    /// training, the preliminary study of Zhang, Wang and Wang, 2023). Their code halves a running
+    /// sum, which weighs the last language most; here all weigh the same.
+    pub languages: Vec<LanguageSet>,
+}
+
+/// What a member is trained on in one language.
+#[derive(Clone)]
+pub struct LanguageSet {
+    /// What it is trained on. A step takes a batch of every language; languages with equally many
+    /// items take the same items, since the order depends on their number and the seed alone.
     pub train: Arc<Examples>,
     /// What it is evaluated on while it trains; none for no evaluation.
     pub validation: Option<Arc<Examples>>,
+}
+
+impl Member {
+    /// A member of one language.
+    pub fn new(
+        config: MemberConfig,
+        train: Arc<Examples>,
+        validation: Option<Arc<Examples>>,
+    ) -> Member {
+        Member {
+            config,
+            languages: vec![LanguageSet { train, validation }],
+        }
+    }
 }
 
 /// What a run tells its caller. Losses and norms are those before the step's update.
@@ -41,15 +66,18 @@ pub struct Member {
 pub enum Event {
     /// A member's part of a finished step.
     Step(StepReport),
-    /// A member was evaluated.
+    /// A member was evaluated in one of its languages.
     Evaluated {
         /// The member.
         member: usize,
+        /// Index of the language in [`Member::languages`].
+        language: usize,
         /// Steps done.
         step: usize,
         /// On its validation items.
         recall: Recall,
-        /// Whether it is the best so far; a later tie replaces an earlier best.
+        /// Whether the step is the best so far, by the mean of its languages' scores; a later tie
+        /// replaces an earlier best.
         best: bool,
     },
     /// A checkpoint was written.
@@ -68,7 +96,7 @@ pub struct StepReport {
     pub step: usize,
     /// Steps in all.
     pub total: usize,
-    /// The objective.
+    /// The objective, averaged over languages, as the next two.
     pub loss: f32,
     /// Its image-text part.
     pub image_loss: f32,
@@ -111,10 +139,10 @@ pub struct Trainer<'e> {
     engine: &'e Engine,
     shared: Shared,
     members: Vec<Member>,
-    batches: Vec<Batches>,
+    /// By member and language.
+    batches: Vec<Vec<Batches>>,
     progress: Vec<MemberProgress>,
-    program: TrainProgram,
-    exec: CpuExecutor,
+    runner: StepRunner,
     encoder: TextEncoder,
     state: TrainState,
     step: usize,
@@ -135,15 +163,15 @@ impl<'e> Trainer<'e> {
         }
         if shared.adapter.full && members.len() > 1 {
             return Err(bad_input!(
-                "full training holds one member, found {}",
+                "full training holds one member, found {}; train one language a run, or all of \
+                 them jointly",
                 members.len()
             ));
         }
         let mut batches = Vec::new();
         for m in &members {
             m.config.check()?;
-            check_data(m)?;
-            batches.push(Batches::new(m.train.len(), m.config.batch, m.config.seed)?);
+            batches.push(check_data(m)?);
         }
         let model = engine.model();
         let rates = DropoutRates {
@@ -170,8 +198,7 @@ impl<'e> Trainer<'e> {
             members,
             batches,
             progress,
-            program,
-            exec,
+            runner: StepRunner::new(program, exec),
             encoder,
             state,
             step: 0,
@@ -201,9 +228,17 @@ impl<'e> Trainer<'e> {
         &self.state
     }
 
-    /// Steps of a member.
+    /// Steps of a member: epochs of the language with the most items. One with fewer begins its
+    /// next epoch while that one is not done.
     pub fn total_steps(&self, member: usize) -> usize {
-        self.members[member].config.epochs * self.batches[member].steps_per_epoch()
+        let steps = self.batches[member].iter().map(Batches::steps_per_epoch);
+        self.members[member].config.epochs * steps.max().unwrap_or(0)
+    }
+
+    /// Steps of the run: those of its longest member.
+    pub fn last_step(&self) -> usize {
+        let totals = (0..self.members.len()).map(|g| self.total_steps(g));
+        totals.max().unwrap_or(0)
     }
 
     /// Steps done.
@@ -218,7 +253,7 @@ impl<'e> Trainer<'e> {
 
     /// Size in bytes of the arena of activations and gradients so far.
     pub fn arena_bytes(&self) -> usize {
-        self.exec.arena_bytes()
+        self.runner.arena_bytes()
     }
 
     /// Runs to the end. The callback is told of every step and evaluation; when it breaks, a
@@ -231,10 +266,7 @@ impl<'e> Trainer<'e> {
         &mut self,
         on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Vec<Outcome>> {
-        let end = (0..self.members.len())
-            .map(|g| self.total_steps(g))
-            .max()
-            .unwrap_or(0);
+        let end = self.last_step();
         while self.step < end {
             let mut flow = ControlFlow::Continue(());
             let mut tell = |event: Event| {
@@ -275,16 +307,33 @@ impl<'e> Trainer<'e> {
     }
 }
 
-fn check_data(m: &Member) -> Result<()> {
-    m.train.text(m.config.strategy.anchor())?;
-    if let Some(role) = m.config.strategy.partner() {
-        m.train.text(role)?;
+/// Checks that a member's languages have what its strategy compares; gives their batches.
+fn check_data(m: &Member) -> Result<Vec<Batches>> {
+    let c = &m.config;
+    if m.languages.is_empty() {
+        return Err(bad_input!("a member needs at least one language"));
     }
-    if m.train.is_empty() {
-        return Err(bad_input!("there is nothing to train on: 0 items"));
+    // Names of random numbers hold 20 bits of an item's place in the step.
+    let items = m.languages.len().saturating_mul(c.batch);
+    if items >= 1 << 20 {
+        let (found, limit) = (m.languages.len(), 1 << 20);
+        return Err(bad_input!(
+            "batch: {found} languages of {} items are {items} a step, expected below {limit}",
+            c.batch
+        ));
     }
-    if let Some(v) = &m.validation {
-        v.text(m.config.strategy.anchor())?;
-    }
-    Ok(())
+    let roles = [Some(c.strategy.anchor()), c.strategy.partner()];
+    let batches = m.languages.iter().map(|l| {
+        for role in roles.into_iter().flatten() {
+            l.train.text(role)?;
+        }
+        if l.train.is_empty() {
+            return Err(bad_input!("there is nothing to train on: 0 items"));
+        }
+        if let Some(v) = &l.validation {
+            v.text(c.strategy.anchor())?;
+        }
+        Batches::new(l.train.len(), c.batch, c.seed)
+    });
+    batches.collect()
 }

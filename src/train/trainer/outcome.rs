@@ -25,7 +25,9 @@ impl Trainer<'_> {
             ])
         };
         let adapter = &self.shared.adapter;
-        let last = AdapterFile::from_state(adapter, &self.state, g, origin(self.step));
+        // One that ended before the others has its own last step.
+        let end = self.step.min(self.total_steps(g));
+        let last = AdapterFile::from_state(adapter, &self.state, g, origin(end));
         let best = self.progress[g].best.as_ref().map(|b| {
             let mut file = AdapterFile {
                 origin: origin(b.step),

@@ -1,6 +1,6 @@
 //! The name of a run: a checkpoint goes on with its own run only.
 
-use super::Member;
+use super::{LanguageSet, Member};
 use crate::train::config::Shared;
 use crate::weights::checkpoint::Checkpoint;
 
@@ -16,20 +16,27 @@ pub(super) fn run_name(shared: &Shared, members: &[Member], weights: &Checkpoint
     name.push_str(&format!("model {:016x}", hash.0));
     for m in members {
         name.push_str(&serde_json::to_string(&m.config).unwrap_or_default());
-        let mut hash = Fnv::default();
-        for examples in [Some(&m.train), m.validation.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            for ids in examples.texts.iter().flatten() {
-                hash.add(&(ids.len() as u32).to_le_bytes());
-                hash.add(bytemuck::cast_slice(ids));
-            }
-            hash.add(bytemuck::cast_slice(&examples.images));
+        for l in &m.languages {
+            name.push_str(&format!("{} items {:016x}", l.train.len(), items_hash(l)));
         }
-        name.push_str(&format!("{} items {:016x}", m.train.len(), hash.0));
     }
     name
+}
+
+/// Of a language's token ids and image features.
+fn items_hash(l: &LanguageSet) -> u64 {
+    let mut hash = Fnv::default();
+    for examples in [Some(&l.train), l.validation.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        for ids in examples.texts.iter().flatten() {
+            hash.add(&(ids.len() as u32).to_le_bytes());
+            hash.add(bytemuck::cast_slice(ids));
+        }
+        hash.add(bytemuck::cast_slice(&examples.images));
+    }
+    hash.0
 }
 
 /// The FNV-1a hash, 64 bits.

@@ -5,59 +5,78 @@ use std::time::Instant;
 use super::{Event, StepReport, Trainer};
 use crate::data::Role;
 use crate::error::{Error, Result};
-use crate::exec::{Adam, Executor, MemberStep};
+use crate::exec::{Adam, LossWeights, MemberStep};
 use crate::text::pack::{Batch, MemberTexts, Text};
 use crate::train::program::Losses;
 use crate::train::schedule::cosine;
+use crate::train::step::{Measured, Round};
 
 /// Steps in a row without a finite gradient after which a run ends.
 const MAX_SKIPS: u32 = 3;
 
 impl Trainer<'_> {
-    /// The texts and images of a step, and what each member does with them.
-    fn batch(&mut self) -> Result<(Batch, Vec<MemberStep>)> {
+    /// The batches of a step: one a language, which all members share.
+    fn rounds(&mut self) -> Result<Vec<Round>> {
         let step = self.step;
-        let items: Vec<Vec<u32>> = (0..self.members.len())
-            .map(|g| match step < self.total_steps(g) {
-                true => self.batches[g].items(step).to_vec(),
-                false => Vec::new(),
-            })
+        let n_rounds = self.members.iter().map(|m| m.languages.len()).max();
+        let active: Vec<bool> = (0..self.members.len())
+            .map(|g| step < self.total_steps(g))
             .collect();
+        let mut rounds = Vec::new();
+        for l in 0..n_rounds.unwrap_or(0) {
+            let items = self.batches.iter_mut().zip(&active).map(|(b, active)| {
+                let batches = b.get_mut(l).filter(|_| *active);
+                batches.map_or(Vec::new(), |b| b.items(step).to_vec())
+            });
+            let items: Vec<Vec<u32>> = items.collect();
+            let steps = (0..items.len()).map(|g| self.member_step(g, active[g]));
+            let steps = steps.collect();
+            let batch = self.batch(l, &items)?;
+            rounds.push(Round { batch, steps });
+        }
+        Ok(rounds)
+    }
+
+    /// Texts and images of the members' items in their `l`-th language.
+    fn batch(&self, l: usize, items: &[Vec<u32>]) -> Result<Batch> {
         let mut texts = Vec::new();
-        let mut steps = Vec::new();
         let mut images = Vec::new();
-        for (g, m) in self.members.iter().enumerate() {
+        for (m, items) in self.members.iter().zip(items) {
+            let Some(set) = m.languages.get(l) else {
+                texts.push(MemberTexts::default());
+                continue;
+            };
+            // Items of a member are counted through all its languages: no two texts of a step
+            // share the names of their random numbers.
+            let first = l * m.config.batch;
             let side = |role: Role| -> Result<Vec<Text<'_>>> {
-                let all = m.train.text(role)?;
+                let all = set.train.text(role)?;
                 let text = |(i, item): (usize, &u32)| Text {
                     ids: &all[*item as usize],
                     role: role.index() as u8,
-                    item: i as u32,
+                    item: (first + i) as u32,
                 };
-                Ok(items[g].iter().enumerate().map(text).collect())
+                Ok(items.iter().enumerate().map(text).collect())
             };
             let anchors = side(m.config.strategy.anchor())?;
             let partners = m.config.strategy.partner().map_or(Ok(vec![]), side)?;
             texts.push(MemberTexts { anchors, partners });
-            images.extend(
-                items[g]
-                    .iter()
-                    .flat_map(|i| m.train.image(*i as usize))
-                    .copied(),
-            );
-            steps.push(self.member_step(g, !items[g].is_empty()));
+            let rows = items.iter().flat_map(|i| set.train.image(*i as usize));
+            images.extend(rows.copied());
         }
         let offset = self.engine.model().config.position_offset() as u32;
-        Ok((Batch::pack(&texts, offset, images), steps))
+        Ok(Batch::pack(&texts, offset, images))
     }
 
     fn member_step(&self, g: usize, active: bool) -> MemberStep {
-        let c = &self.members[g].config;
+        let m = &self.members[g];
+        let c = &m.config;
         let lr = cosine(c.lr, self.step, c.warmup, self.total_steps(g));
+        let weights = c.strategy.weights(c.text_loss, c.ratio, c.stop_partner);
         MemberStep {
             seed: c.seed,
             step: self.step as u32,
-            weights: c.strategy.weights(c.text_loss, c.ratio, c.stop_partner),
+            weights: weights.times(1.0 / m.languages.len() as f32),
             loss_scale: self.progress[g].loss_scale,
             active,
             adam: Adam {
@@ -71,16 +90,15 @@ impl Trainer<'_> {
 
     pub(super) fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let start = Instant::now();
-        let (batch, steps) = self.batch()?;
-        self.exec.run(&mut self.state, &batch, &steps)?;
+        let rounds = self.rounds()?;
+        let measured = self.runner.step(&mut self.state, &rounds)?;
         let seconds = start.elapsed().as_secs_f64();
         self.step += 1;
-        let l = self.program.losses;
-        let terms = [l.image_anchor, l.mse, l.partner_anchor, l.image_partner]
-            .map(|id| self.exec.output(id));
-        let norms = self.exec.output(self.program.grad_norm);
+        let tokens = rounds.iter().map(|r| r.batch.tokens()).sum();
+        let steps = rounds.first().map_or(&[][..], |r| &r.steps);
         for (g, s) in steps.iter().enumerate().filter(|(_, s)| s.active) {
-            let (parts, loss) = Losses::combine(&s.weights, std::array::from_fn(|i| terms[i][g]));
+            let (parts, loss) = self.losses(g, &s.weights, &measured);
+            let norm = measured.norms[g];
             let report = StepReport {
                 member: g,
                 step: self.step,
@@ -89,15 +107,30 @@ impl Trainer<'_> {
                 image_loss: parts[0],
                 text_loss: parts[1],
                 lr: s.adam.lr,
-                grad_norm: norms[g],
-                skipped: !norms[g].is_finite(),
-                tokens: batch.tokens(),
+                grad_norm: norm,
+                skipped: !norm.is_finite(),
+                tokens,
                 seconds,
             };
             tell(Event::Step(report));
             self.count_skips(g, &report)?;
         }
         Ok(())
+    }
+
+    /// The two parts of a member's objective, averaged over its languages, and the objective. Its
+    /// weights are those of a round.
+    fn losses(&self, g: usize, weights: &LossWeights, measured: &Measured) -> ([f32; 2], f32) {
+        let n = self.members[g].languages.len();
+        let mut parts = [0.0; 2];
+        let mut loss = 0.0;
+        for terms in &measured.terms[..n] {
+            let terms = std::array::from_fn(|i| terms[i][g]);
+            let (part, own) = Losses::combine(weights, terms);
+            parts = [0, 1].map(|i| parts[i] + part[i] / n as f32);
+            loss += own;
+        }
+        (parts, loss)
     }
 
     fn count_skips(&mut self, g: usize, report: &StepReport) -> Result<()> {

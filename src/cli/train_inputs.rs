@@ -1,0 +1,184 @@
+//! Everything that a run reads: the model, and what each language is trained and measured on.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use crosstune::bad_input;
+use crosstune::data::features::Features;
+use crosstune::data::{self, Needs, Protocol, Role, Shots, Source};
+use crosstune::engine::{Engine, EngineOptions};
+use crosstune::error::Error;
+use crosstune::train::config::MemberConfig;
+use crosstune::train::examples::Examples;
+use crosstune::train::objective::Strategy;
+use crosstune::train::trainer::{LanguageSet, Member};
+use crosstune::weights::hub;
+
+use super::data::required;
+use super::train::Args;
+
+/// A language of a run.
+pub struct LanguageInputs {
+    /// As the data set spells it.
+    pub name: String,
+    /// What it is trained on and validated with.
+    pub set: LanguageSet,
+    /// What it is reported on.
+    pub test: Examples,
+}
+
+/// Everything that a run reads.
+pub struct Inputs {
+    /// The model.
+    pub engine: Engine,
+    /// The languages, in the order given.
+    pub languages: Vec<LanguageInputs>,
+    /// Whether one member learns all of them; else each has a member of its own.
+    pub joint: bool,
+    /// What looks wrong in the data.
+    pub warnings: Vec<String>,
+}
+
+impl Inputs {
+    /// Opens the model and reads the data.
+    pub fn open(args: &Args, lang: &str, strategy: Strategy) -> Result<Inputs> {
+        let joint = args.recipe.joint.unwrap_or(false);
+        let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
+        let options = EngineOptions {
+            threads: args.recipe.threads,
+        };
+        let engine = Engine::open(&hub::resolve(&model)?, options)?;
+        let source = args.data.source()?;
+        let protocol = args.data.protocol()?;
+        if protocol.shots == Shots::Zero {
+            return Err(bad_input!(
+                "shots: zero trains nothing; `crosstune eval` measures zero-shot"
+            )
+            .into());
+        }
+        let names = language_names(&source, lang)?;
+        if joint && names.len() < 2 {
+            return Err(bad_input!(
+                "joint: found one language, `{lang}`; expected several, such as --lang de,fr"
+            )
+            .into());
+        }
+        let mut reader = Reader {
+            engine: &engine,
+            source,
+            protocol,
+            strategy,
+            features: None,
+            warnings: Vec::new(),
+            many: names.len() > 1,
+        };
+        let languages = names.iter().map(|name| reader.language(args, name));
+        let languages = languages.collect::<Result<_>>()?;
+        let warnings = reader.warnings;
+        Ok(Inputs {
+            engine,
+            languages,
+            joint,
+            warnings,
+        })
+    }
+
+    /// Items of the largest language.
+    pub fn most_items(&self) -> usize {
+        let items = self.languages.iter().map(|l| l.set.train.len());
+        items.max().unwrap_or(0)
+    }
+
+    /// The languages of each member.
+    pub fn members(&self) -> Vec<&[LanguageInputs]> {
+        let size = if self.joint { self.languages.len() } else { 1 };
+        self.languages.chunks(size).collect()
+    }
+
+    /// The members of a run, all with one configuration.
+    pub fn train_members(&self, config: &MemberConfig) -> Vec<Member> {
+        let member = |languages: &[LanguageInputs]| Member {
+            config: config.clone(),
+            languages: languages.iter().map(|l| l.set.clone()).collect(),
+        };
+        self.members().into_iter().map(member).collect()
+    }
+
+    /// What a member is called: its languages, with commas between.
+    pub fn label(&self, member: usize) -> String {
+        let members = self.members();
+        joined(members.get(member).copied().unwrap_or_default())
+    }
+
+    /// All languages, with commas between.
+    pub fn names(&self) -> String {
+        joined(&self.languages)
+    }
+}
+
+fn joined(languages: &[LanguageInputs]) -> String {
+    let names = languages.iter().map(|l| l.name.as_str());
+    names.collect::<Vec<_>>().join(",")
+}
+
+/// The languages that --lang names.
+fn language_names(source: &Source, lang: &str) -> Result<Vec<String>, Error> {
+    if lang == "all" {
+        return data::languages(source);
+    }
+    let names: Vec<String> = lang.split(',').map(|n| n.trim().to_string()).collect();
+    for (i, name) in names.iter().enumerate() {
+        if name.is_empty() {
+            return Err(bad_input!(
+                "lang: found an empty name in `{lang}`, expected names with commas between"
+            ));
+        }
+        if names[..i].contains(name) {
+            return Err(bad_input!("lang: `{name}` is named twice in `{lang}`"));
+        }
+    }
+    Ok(names)
+}
+
+/// Reads one language after the other; image features are read once.
+struct Reader<'e> {
+    engine: &'e Engine,
+    source: Source,
+    protocol: Protocol,
+    strategy: Strategy,
+    features: Option<(Features, std::path::PathBuf)>,
+    warnings: Vec<String>,
+    many: bool,
+}
+
+impl Reader<'_> {
+    fn language(&mut self, args: &Args, name: &str) -> Result<LanguageInputs> {
+        let anchor = [self.strategy.anchor()];
+        let partner = self.strategy.partner();
+        let train: Vec<Role> = anchor.iter().copied().chain(partner).collect();
+        let needs = Needs {
+            train: &train,
+            eval: &anchor,
+        };
+        let loaded = data::load(&self.source, name, &self.protocol, needs)?;
+        let many = self.many;
+        let warnings = loaded.warnings.iter().map(|w| match many {
+            true => format!("{name}: {w}"),
+            false => w.to_string(),
+        });
+        self.warnings.extend(warnings);
+        let (features, file) = match self.features.take() {
+            Some(read) => self.features.insert(read),
+            None => self.features.insert(args.data.image_features()?),
+        };
+        let examples = |split| Examples::new(self.engine, split, features, file);
+        Ok(LanguageInputs {
+            name: name.to_string(),
+            set: LanguageSet {
+                train: Arc::new(examples(&loaded.train)?),
+                validation: Some(Arc::new(examples(&loaded.validation)?)),
+            },
+            test: examples(&loaded.test)?,
+        })
+    }
+}
