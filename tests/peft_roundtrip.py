@@ -2,7 +2,7 @@
 
     python tests/peft_roundtrip.py CROSSTUNE WORLD
 
-CROSSTUNE is the program; WORLD is a folder of tests/exchange.rs with a model (model/) and an adapter
+CROSSTUNE is the program; WORLD is a folder of tests/peft.rs with a model (model/) and an adapter
 of it (run/adapter_last.safetensors). It needs torch, transformers, peft, safetensors, tokenizers.
 Prints a line of JSON a case: the largest difference of features over the largest feature. Ends with
 1 if one is above BOUND.
