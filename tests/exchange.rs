@@ -235,7 +235,7 @@ fn what_opendelta_has_and_we_have_not_is_named() {
         (
             a.into(),
             json!([4, 16]),
-            "query has 4 rows and that of transformer.encoder.layer.0.",
+            "query.lora.lora_A is (4, 16), expected (4, 32): it was",
         ),
         (
             a.replace("_A", "_C"),

@@ -31,6 +31,7 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
         rank: 2,
         alpha: 4.0,
         targets: LINEAR_LAYERS.map(String::from).to_vec(),
+        ..LoraConfig::default()
     };
     vec![
         (

@@ -3,6 +3,7 @@
 mod common;
 
 use common::adapters::{ADAPTER, features, trained};
+use common::tiny::random;
 use common::world::World;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::weights::checkpoint::Checkpoint;
@@ -79,7 +80,10 @@ fn settings_of_peft_become_ours() {
     set(&w, "base_model_name_or_path", "some/model".into());
     let (report, stderr) = import();
     let lora = &report["settings"]["lora"];
-    assert_eq!(lora["alpha"], 16.0 * f64::from(2f32.sqrt()));
+    assert_eq!(
+        (&lora["alpha"], &lora["rslora"]),
+        (&16.0.into(), &true.into())
+    );
     let want = json!(["attention.self.query", "attention.self.value"]);
     assert_eq!(lora["targets"], want);
     assert!(stderr.starts_with("warning: lora_dropout is 0.25: kept"));
@@ -94,6 +98,10 @@ fn settings_of_peft_become_ours() {
     assert_eq!(
         (&config["lora_dropout"], &config["base_model_name_or_path"]),
         (&0.25.into(), &"some/model".into())
+    );
+    assert_eq!(
+        (&config["lora_alpha"], &config["use_rslora"]),
+        (&16.into(), &true.into())
     );
     // Branches in one layer alone.
     let tensors = "peft/adapter_model.safetensors";
@@ -120,6 +128,69 @@ fn settings_of_peft_become_ours() {
     let back = AdapterFile::load(&w.path("back.safetensors")).expect("an adapter");
     assert_eq!(back.tensors, part.tensors);
     features(&w.path("model"), Some(&back));
+}
+
+#[test]
+fn layers_may_have_ranks_and_alphas_of_their_own() {
+    let w = trained(&["--rslora", "--freeze-layer-norms"]);
+    // Rank 3 and another alpha for two of the four branches, as if PEFT had trained them.
+    let mut file = AdapterFile::load(&w.path(ADAPTER)).expect("an adapter");
+    let odd = |name: &str| name.contains("layer.1.") || name.contains("value");
+    for (name, shape, values) in file.tensors.iter_mut().filter(|t| odd(&t.0)) {
+        let at = usize::from(name.ends_with("lora_B"));
+        shape[at] = 3;
+        *values = random(12, name, shape);
+    }
+    let lora = file.config.lora.as_mut().expect("LoRA");
+    for module in [
+        "layer.0.attention.self.value",
+        "layer.1.attention.self.query",
+    ] {
+        lora.rank_pattern.insert(module.into(), 3);
+    }
+    lora.rank_pattern
+        .insert("layer.1.attention.self.value".into(), 3);
+    lora.alpha_pattern
+        .insert("layer.1.attention.self.query".into(), 5.5);
+    file.save(&w.path(ADAPTER)).expect("saved");
+    w.run(EXPORT).ok();
+    let config: Value = serde_json::from_str(&w.text("peft/adapter_config.json")).expect("JSON");
+    assert_eq!(
+        config["alpha_pattern"],
+        json!({"layer.1.attention.self.query": 5.5})
+    );
+    assert_eq!(config["rank_pattern"].as_object().map(|p| p.len()), Some(3));
+    w.run(IMPORT).ok();
+    assert_eq!(w.read("back.safetensors"), w.read(ADAPTER));
+    // The same in PEFT's own words: names of modules that end so.
+    set(
+        &w,
+        "rank_pattern",
+        json!({"layer\\.0\\.attention\\.self\\.query": 2}),
+    );
+    set(&w, "r", 3.into());
+    w.run(IMPORT.iter().chain(&["--force"])).ok();
+    let back = AdapterFile::load(&w.path("back.safetensors")).expect("an adapter");
+    let lora = back.config.lora.as_ref().expect("LoRA");
+    assert_eq!((lora.rank, lora.rank_pattern.len()), (3, 1));
+    let model = w.path("model");
+    let want = features(&model, Some(&file));
+    assert_eq!(features(&model, Some(&back)), want);
+    // Folded into the weights, each with its own factor.
+    w.run([
+        "merge",
+        "--model=model",
+        "--adapter=back.safetensors",
+        "--out=merged",
+    ])
+    .ok();
+    common::assert_close(
+        "merged",
+        &features(&w.path("merged"), None),
+        &want,
+        2e-5,
+        2e-5,
+    );
 }
 
 #[test]
@@ -184,8 +255,8 @@ fn what_peft_has_and_we_have_not_is_named() {
         ),
         (
             "alpha_pattern",
-            json!({"layer.1.attention.self.query": 4}),
-            "alpha_pattern gives transformer.encoder.layer.1.attention.self.query the alpha 4 and",
+            json!({"query": 0}),
+            "alpha: found 0, expected a number not 0",
         ),
         (
             "init_lora_weights",
@@ -256,10 +327,7 @@ fn what_peft_has_and_we_have_not_is_named() {
         "rank_pattern",
         json!({"layer.1.attention.self.query": 4}),
     );
-    refused(
-        &IMPORT,
-        "rank_pattern gives transformer.encoder.layer.1.attention.self.query the rank 4 and",
-    );
+    refused(&IMPORT, "lora_A.weight is (4, 16), expected (4, 32)");
     w.write("peft/adapter_config.json", &config);
     w.write("peft/adapter_model.safetensors", &tensors);
     w.edit_header("peft/adapter_model.safetensors", |h| {

@@ -117,6 +117,14 @@ def peft_to_ours(world, name, settings, encoder=False):
     saved = {k: v for k, v in saved.items() if ".pooler." not in k}
     assert saved.keys() == again.keys(), saved.keys() ^ again.keys()
     assert all(torch.equal(v, again[k]) for k, v in saved.items()), "values changed"
+    # Its settings too: PEFT gives the same features from what came back.
+    other = world.model()
+    if encoder:
+        other.transformer = peft.PeftModel.from_pretrained(other.transformer, world.folder / back)
+    else:
+        other = peft.PeftModel.from_pretrained(other, world.folder / back)
+    got = world.theirs(other.eval())
+    world.report(f"{name} and back", want, got, got)
 
 
 def ours_to_peft(world, name, encoder=False):
@@ -163,11 +171,16 @@ def main():
             "r": 8, "lora_alpha": 8, "target_modules": two,
             "rank_pattern": {"query": 2, "value": 2}, "alpha_pattern": {"self.query": 6, "value": 6},
         },
+        "ranks-that-differ": {
+            "r": 3, "lora_alpha": 6, "target_modules": [*two, "output.dense"], "use_rslora": True,
+            "rank_pattern": {"layer.1.attention.self.query": 5, "0.output.dense": 1, "value": 2},
+            "alpha_pattern": {"query": 4, "layer.0.attention.self.value": 9},
+        },
         "gaussian": {"r": 2, "target_modules": two, "init_lora_weights": "gaussian"},
     }
     for name, settings in cases.items():
         peft_to_ours(world, f"peft-{name}", settings)
-    for name in ("plain", "norms", "rslora", "one-layer"):
+    for name in ("plain", "norms", "rslora", "one-layer", "ranks-that-differ"):
         peft_to_ours(world, f"encoder-{name}", cases[name], encoder=True)
     ours_to_peft(world, "ours-m-clip")
     ours_to_peft(world, "ours-encoder", encoder=True)

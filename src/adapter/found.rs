@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::file::AdapterFile;
-use super::{Adapter, LINEAR_LAYERS, LoraConfig, Site, ends_with};
+use super::{Adapter, LINEAR_LAYERS, LoraConfig, ends_with};
 use crate::bad_input;
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -183,18 +183,30 @@ impl Found {
                 ..Adapter::default()
             };
             let hit = |module: &String| {
-                let site = Site {
-                    module,
-                    oc: 0,
-                    k: 0,
-                };
-                adapter.lora_at(&site).is_some() == self.modules.contains_key(module)
+                adapter.lora_at(module).is_some() == self.modules.contains_key(module)
             };
             adapter.check().is_ok() && modules.iter().all(hit)
         };
         let candidates = [listed.map(<[String]>::to_vec), Some(uniform)];
         let best = candidates.into_iter().flatten().find(covers);
         Ok(best.unwrap_or_else(|| numbered.collect()))
+    }
+
+    /// One value for all branches and, by `layer.3.attention.self.query`, those of the modules that
+    /// have another. The one is `usual` where any module has it; `all` is by our names.
+    pub fn with_pattern<T: Copy + PartialEq>(
+        usual: T,
+        all: &[(&str, T)],
+    ) -> (T, BTreeMap<String, T>) {
+        let has_it = all.is_empty() || all.iter().any(|(_, x)| *x == usual);
+        let one = if has_it { usual } else { all[0].1 };
+        let others = all.iter().filter(|(_, x)| *x != one);
+        let key = |module: &str| {
+            module
+                .trim_start_matches("transformer.encoder.")
+                .to_string()
+        };
+        (one, others.map(|(module, x)| (key(module), *x)).collect())
     }
 
     /// The values in the engine's order.

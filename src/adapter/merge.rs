@@ -121,14 +121,16 @@ fn merged<'a>(
         let values = values.iter().map(|&v| f64::from(v));
         return encode(values, view.dtype).map(Cow::Owned);
     }
-    let factor = |which| {
-        let module = name.strip_suffix(".weight")?;
-        trained.get(format!("{module}.lora.{which}").as_str())
-    };
-    match (factor("lora_A"), factor("lora_B"), &adapter.config.lora) {
-        (Some(lora_a), Some(lora_b), Some(lora)) => {
-            let scale = f64::from(lora.scale());
-            let sum = add_product(&to_f64(view), (lora_a, lora_b), lora.rank, scale);
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let factor = |which| trained.get(format!("{module}.lora.{which}").as_str());
+    match (
+        factor("lora_A"),
+        factor("lora_B"),
+        adapter.config.lora_at(module),
+    ) {
+        (Some(lora_a), Some(lora_b), Some(branch)) => {
+            let scale = f64::from(branch.scale);
+            let sum = add_product(&to_f64(view), (lora_a, lora_b), branch.rank, scale);
             encode(sum.into_iter(), view.dtype).map(Cow::Owned)
         }
         _ => Ok(Cow::Borrowed(view.bytes)),

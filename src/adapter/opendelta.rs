@@ -65,30 +65,24 @@ fn settings(path: &Path) -> Result<Value> {
 /// Rank and targets of the branches, if there are any.
 fn lora(found: &Found, file: &Checkpoint, alpha: f32, layers: usize) -> Result<Option<LoraConfig>> {
     let path = file.path().display();
-    let mut all: Option<(usize, &str)> = None;
+    let mut ranks = Vec::new();
     for module in found.modules.keys() {
         let name = found.names.get(&format!("{module}.lora.lora_A"));
         let Some(&rows) = name.and_then(|n| file.get(n)?.shape.first()) else {
             return Err(bad_input!("{path}: has no tensor for {module}.lora.lora_A"));
         };
-        let (rank, first) = *all.get_or_insert((rows, module));
-        if rows != rank {
-            return Err(bad_input!(
-                "{path}: lora_A of {module} has {rows} rows and that of {first} {rank}; crosstune \
-                 has one rank for all"
-            ));
-        }
+        ranks.push((module.as_str(), rows));
     }
-    let Some((rank, _)) = all else {
+    let Some((_, first)) = ranks.first() else {
         return Ok(None);
     };
+    let (rank, rank_pattern) = Found::with_pattern(*first, &ranks);
+    let usual = ["query".to_string(), "value".to_string()];
     Ok(Some(LoraConfig {
         rank,
         alpha,
-        targets: found.targets(
-            Some(&["query".into(), "value".into()]),
-            layers,
-            &path.to_string(),
-        )?,
+        targets: found.targets(Some(&usual), layers, &path.to_string())?,
+        rank_pattern,
+        ..LoraConfig::default()
     }))
 }

@@ -133,7 +133,7 @@ fn tensors_file(folder: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The one rank, alpha and list of targets of all branches.
+/// Ranks, alphas and targets of the branches.
 fn lora(
     found: &Found,
     file: &Checkpoint,
@@ -141,9 +141,9 @@ fn lora(
     layers: usize,
 ) -> Result<LoraConfig> {
     let path = file.path().display();
-    let mut all: Option<(f64, f64, &str)> = None;
+    let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for (module, inner) in &found.modules {
-        let (rank, alpha) = (config.rank_of(inner), config.alpha_of(inner));
+        let rank = config.rank_of(inner);
         let rows = found
             .names
             .get(&format!("{module}.lora.lora_A"))
@@ -154,26 +154,20 @@ fn lora(
                  say {rank}"
             ));
         }
-        let (r, a, first) = *all.get_or_insert((rank, alpha, inner));
-        if r != rank {
-            return Err(bad_input!(
-                "{path}: rank_pattern gives {inner} the rank {rank} and {first} {r}; crosstune \
-                 has one rank for all"
-            ));
-        }
-        if a != alpha {
-            return Err(bad_input!(
-                "{path}: alpha_pattern gives {inner} the alpha {alpha} and {first} {a}; \
-                 crosstune has one alpha for all"
-            ));
-        }
+        ranks.push((module.as_str(), rank as usize));
+        alphas.push((module.as_str(), config.alpha_of(inner) as f32));
     }
-    let Some((rank, alpha, _)) = all else {
+    if ranks.is_empty() {
         return Err(bad_input!("{path}: has no tensor called ...lora_A.weight"));
-    };
+    }
+    let (rank, rank_pattern) = Found::with_pattern(config.rank as usize, &ranks);
+    let (alpha, alpha_pattern) = Found::with_pattern(config.alpha as f32, &alphas);
     Ok(LoraConfig {
-        rank: rank as usize,
-        alpha: alpha as f32,
+        rank,
+        alpha,
         targets: found.targets(config.targets.as_deref(), layers, &path.to_string())?,
+        rslora: config.rslora,
+        rank_pattern,
+        alpha_pattern,
     })
 }

@@ -43,9 +43,12 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// `base_model_name_or_path`.
     pub base: Option<String>,
-    rank: u64,
-    alpha: f64,
-    rslora: bool,
+    /// R where no pattern says another.
+    pub rank: u64,
+    /// Alpha where no pattern says another.
+    pub alpha: f64,
+    /// Whether the factor of a branch is alpha / sqrt(R), not alpha / R.
+    pub rslora: bool,
     rank_pattern: Vec<(String, f64)>,
     alpha_pattern: Vec<(String, f64)>,
 }
@@ -71,14 +74,9 @@ impl PeftConfig {
         of_pattern(&self.rank_pattern, module).unwrap_or(self.rank as f64)
     }
 
-    /// The alpha of a module for which alpha / R is the factor of its branch.
+    /// The alpha of a module.
     pub fn alpha_of(&self, module: &str) -> f64 {
-        let alpha = of_pattern(&self.alpha_pattern, module).unwrap_or(self.alpha);
-        match self.rslora {
-            // PEFT's factor is then alpha / sqrt(R).
-            true => alpha * self.rank_of(module).sqrt(),
-            false => alpha,
-        }
+        of_pattern(&self.alpha_pattern, module).unwrap_or(self.alpha)
     }
 }
 
@@ -114,8 +112,12 @@ pub fn write(adapter: &Adapter, dropout: f64, base: Option<&str>) -> Result<Valu
     if adapter.head {
         saved.push("LinearTransformation");
     }
+    let alphas = lora.alpha_pattern.iter();
+    let alphas: Map<String, Value> = alphas
+        .map(|(key, x)| (key.clone(), number(f64::from(*x))))
+        .collect();
     Ok(json!({
-        "alpha_pattern": {},
+        "alpha_pattern": alphas,
         "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -126,11 +128,11 @@ pub fn write(adapter: &Adapter, dropout: f64, base: Option<&str>) -> Result<Valu
         "modules_to_save": (!saved.is_empty()).then_some(saved),
         "peft_type": "LORA",
         "r": lora.rank,
-        "rank_pattern": {},
+        "rank_pattern": lora.rank_pattern,
         "target_modules": targets,
         "task_type": null,
         "use_dora": false,
-        "use_rslora": false,
+        "use_rslora": lora.rslora,
     }))
 }
 
@@ -271,20 +273,19 @@ mod tests {
     }
 
     #[test]
-    fn patterns_and_rslora_give_the_factor() {
+    fn patterns_give_rank_and_alpha() {
         let c = read(
             json!({"peft_type": "LORA", "r": 4, "lora_alpha": 3, "use_rslora": true,
             "rank_pattern": {"layer\\.1.query": 9}, "alpha_pattern": {"^a.query": 5}}),
         );
         let c = c.unwrap();
-        assert_eq!((c.rank_of("x.query"), c.alpha_of("x.query")), (4.0, 6.0));
-        assert_eq!(c.alpha_of("a.query"), 10.0);
-        assert_eq!(c.alpha_of("b.a.query"), 6.0);
+        assert!(c.rslora);
+        assert_eq!((c.rank_of("x.query"), c.alpha_of("x.query")), (4.0, 3.0));
+        assert_eq!((c.alpha_of("a.query"), c.alpha_of("b.a.query")), (5.0, 3.0));
         assert_eq!(
             (c.rank_of("layer.1.query"), c.rank_of("layer.11.query")),
             (9.0, 4.0)
         );
-        assert_eq!(c.alpha_of("layer.1.query"), 9.0);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct MethodArgs {
     /// LoRA's alpha; the branch is multiplied by alpha / R [default: 16].
     #[arg(long, value_parser = finite::<f32>)]
     pub alpha: Option<f32>,
+    /// Multiply the branch by alpha / sqrt(R) instead (rslora).
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub rslora: Option<bool>,
     /// Name endings of the linear layers with a branch: query, key, value, attention.output.dense,
     /// intermediate.dense, output.dense [default: query,value].
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
@@ -90,6 +93,8 @@ impl MethodArgs {
                     rank: self.rank.unwrap_or(d.rank),
                     alpha: self.alpha.unwrap_or(d.alpha),
                     targets: self.targets.clone().unwrap_or(d.targets),
+                    rslora: self.rslora.unwrap_or(d.rslora),
+                    ..d
                 };
                 Adapter {
                     lora: Some(lora),
@@ -164,6 +169,7 @@ impl MethodArgs {
         let options = [
             ("rank", self.rank.is_some(), lora),
             ("alpha", self.alpha.is_some(), lora),
+            ("rslora", self.rslora.is_some(), lora),
             ("targets", self.targets.is_some(), lora),
             ("bottleneck", self.bottleneck.is_some(), &[Method::Adapter]),
             ("reduction", self.reduction.is_some(), compacter),

@@ -4,7 +4,7 @@
 //! of a text's tokens and M-CLIP's `LinearTransformation`. Values of weights carry the names of an
 //! M-CLIP checkpoint.
 
-use crate::adapter::{Adapter, Site};
+use crate::adapter::Adapter;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::attention::Attention;
 use crate::ops::embedding::{Embedding, Tables};
@@ -120,22 +120,15 @@ impl Builder<'_> {
         let name = format!("transformer.{module}");
         let weight = self.weight(&format!("{name}.weight"), &[oc, k]);
         let bias = Some(self.weight(&format!("{name}.bias"), &[oc]));
-        let lora = self
-            .adapter
-            .lora_at(&Site {
-                module: &name,
-                oc,
-                k,
-            })
-            .map(|l| {
-                let mut factor = |suffix: &str, shape: [usize; 2]| {
-                    let dims = vec![Dim::Members, Dim::N(shape[0]), Dim::N(shape[1])];
-                    self.g
-                        .value(format!("{name}.lora.{suffix}"), dims, Role::Trainable)
-                };
-                let a = factor("lora_A", [l.rank, k]);
-                (a, factor("lora_B", [oc, l.rank]), l.scale())
-            });
+        let lora = self.adapter.lora_at(&name).map(|l| {
+            let mut factor = |suffix: &str, shape: [usize; 2]| {
+                let dims = vec![Dim::Members, Dim::N(shape[0]), Dim::N(shape[1])];
+                self.g
+                    .value(format!("{name}.lora.{suffix}"), dims, Role::Trainable)
+            };
+            let a = factor("lora_A", [l.rank, k]);
+            (a, factor("lora_B", [oc, l.rank]), l.scale)
+        });
         Layer { weight, bias, lora }
     }
 

@@ -61,6 +61,7 @@ pub fn everything(rank: usize) -> Adapter {
         rank,
         alpha: 2.0 * rank as f32,
         targets: LINEAR_LAYERS.map(String::from).to_vec(),
+        ..LoraConfig::default()
     };
     Adapter {
         lora: Some(lora),
