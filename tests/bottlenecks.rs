@@ -11,6 +11,8 @@ use crosstune::adapter::compacter::CompacterConfig;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::adapter::{Adapter, initial};
 use crosstune::engine::{Engine, EngineOptions};
+use crosstune::ops::Op;
+use crosstune::train::program::EncodeProgram;
 use serde_json::Value;
 
 const RESULTS: [&str; 3] = [
@@ -24,8 +26,12 @@ type Method = &'static [&'static str];
 
 const COMPACTER: Method = &["--method=compacter", "--reduction=8"];
 
+const PARALLEL: Method = &["--method=adapter", "--bottleneck=3", "--parallel"];
+
 /// Every method here, and the trainable parameters of a layer of 32 channels without its norms.
-const METHODS: [(Method, u64); 1] = [
+const METHODS: [(Method, u64); 2] = [
+    // Twice: 3 channels, in and out.
+    (PARALLEL, 2 * (2 * 3 * 32 + 3 + 32)),
     // Twice: two rules, 4 (8 + 1) + 4 in the way down, 4 (1 + 8) + 32 in the way up.
     (COMPACTER, 2 * (2 * 64 + 40 + 68)),
 ];
@@ -115,7 +121,7 @@ fn plan_counts_what_is_trained() {
 /// An option of the method that is wrong, and what is said.
 #[test]
 fn what_does_not_fit_is_named_before_anything_is_written() {
-    let cases: [(Method, &str); 7] = [
+    let cases: [(Method, &str); 8] = [
         (
             &["--method=compacter"],
             "reduction: 32 channels over 16 make a bottleneck of 2; expected a multiple of phm-dim, 4",
@@ -139,6 +145,10 @@ fn what_does_not_fit_is_named_before_anything_is_written() {
         (
             &["--method=adapter", "--reduction=8"],
             "reduction: goes with --method compacter alone",
+        ),
+        (
+            &["--method=compacter", "--parallel"],
+            "parallel: goes with --method adapter alone",
         ),
         (
             &["--method=lora", "--phm-dim=4"],
@@ -175,6 +185,55 @@ fn an_adapter_of_another_width_is_refused() {
     let says =
         "reduction: 32 channels over 3 make a bottleneck of 10; expected a multiple of phm-dim";
     assert!(ran.stderr.contains(says), "{}", ran.stderr);
+}
+
+/// A parallel bottleneck reads what its sub-layer reads, others what it gives; both end before the
+/// layer norm.
+#[test]
+fn a_bottleneck_reads_what_it_should() {
+    for (adapter, kind, parallel) in [
+        (Adapter::bottleneck(3), "adapter", false),
+        (common::tiny::parallel(3), "parallel_adapter", true),
+    ] {
+        let graph = EncodeProgram::new(&common::tiny::config(), true, &adapter).graph;
+        let named = |name: &str| graph.find(name).unwrap_or_else(|| panic!("no {name}"));
+        let input = |name: &str| {
+            let out = named(name);
+            let node = graph.nodes.iter().find_map(|node| match node {
+                Op::Linear(l) if l.out == out => Some(l.inp),
+                _ => None,
+            });
+            node.expect("a linear layer")
+        };
+        for layer in ["encoder.layer.0", "encoder.layer.1"] {
+            for (first, last) in [
+                ("qkv", "attention.output.dense"),
+                ("intermediate.dense", "output.dense"),
+            ] {
+                let own = format!("transformer.{layer}.{last}.{kind}");
+                let last = format!("{layer}.{last}");
+                let want = match parallel {
+                    true => input(&format!("{layer}.{first}")),
+                    false => named(&last),
+                };
+                assert_eq!(input(&format!("{own}.modulelist.down")), want, "{own}");
+                let added = graph.nodes.iter().find_map(|node| match node {
+                    Op::Add(add) if add.out == named(&own) => Some((add.a, add.b)),
+                    _ => None,
+                });
+                let up = named(&format!("{own}.modulelist.up"));
+                assert_eq!(added, Some((named(&last), up)), "{own}");
+                let norm = last.replace("dense", "LayerNorm");
+                let read = graph.nodes.iter().any(|node| match node {
+                    Op::LayerNorm(norm_op) => {
+                        norm_op.out == named(&norm) && norm_op.inp == named(&own)
+                    }
+                    _ => false,
+                });
+                assert!(read, "{own} goes into {norm}");
+            }
+        }
+    }
 }
 
 /// No weight of the model can take it in, and PEFT has no such thing.

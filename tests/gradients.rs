@@ -44,6 +44,7 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
         ),
         ("lora and layer norms", Adapter::lora(3), 2),
         ("bottleneck", Adapter::bottleneck(4), 2),
+        ("parallel bottleneck", tiny::parallel(4), 2),
         ("compacter", tiny::compacter(3, 2), 2),
         (
             "layer norms",

@@ -211,11 +211,12 @@ fn assert_finite(trace: &Trace, what: &str) {
 }
 
 /// Members of every kind of adapter that may have company.
-fn adapters() -> [Adapter; 4] {
+fn adapters() -> [Adapter; 5] {
     [
         tiny::everything(3),
         Adapter::lora(8),
         Adapter::bottleneck(7),
+        tiny::parallel(7),
         tiny::compacter(5, 7),
     ]
 }
@@ -387,6 +388,7 @@ fn reused_memory_does_not_matter() {
         (tiny::everything(3), &all[..]),
         (Adapter::lora(8), &all[..]),
         (Adapter::bottleneck(7), &all[..]),
+        (tiny::parallel(7), &all[..]),
         (tiny::compacter(5, 7), &all[..]),
         (Adapter::full(), &all[1..2]),
     ];

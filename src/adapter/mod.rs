@@ -70,7 +70,10 @@ impl Adapter {
     /// The original's: a bottleneck after both sub-layers, and the layer norms of every block.
     pub fn bottleneck(channels: usize) -> Adapter {
         Adapter {
-            bottleneck: Some(BottleneckConfig { channels }),
+            bottleneck: Some(BottleneckConfig {
+                channels,
+                ..BottleneckConfig::default()
+            }),
             layer_norms: true,
             ..Adapter::default()
         }

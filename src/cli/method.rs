@@ -17,7 +17,7 @@ use super::finite;
 pub enum Method {
     /// Low-rank branches beside linear layers, and the layer norms.
     Lora,
-    /// Bottlenecks after both sub-layers of every block, and the layer norms.
+    /// Bottlenecks after both sub-layers of every block, or beside them, and the layer norms.
     Adapter,
     /// Bottlenecks of hypercomplex layers in the same places, and the layer norms.
     Compacter,
@@ -53,6 +53,9 @@ pub struct MethodArgs {
     /// Channels of a bottleneck [default: 24].
     #[arg(long, value_name = "N")]
     pub bottleneck: Option<usize>,
+    /// Bottlenecks beside the sub-layers instead of after them.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub parallel: Option<bool>,
     /// A Compacter's bottleneck has this many times fewer channels than the model [default: 16].
     #[arg(long, value_name = "N")]
     pub reduction: Option<usize>,
@@ -103,9 +106,12 @@ impl MethodArgs {
             }
             Method::Adapter => {
                 let d = BottleneckConfig::default();
-                let channels = self.bottleneck.unwrap_or(d.channels);
+                let bottleneck = BottleneckConfig {
+                    channels: self.bottleneck.unwrap_or(d.channels),
+                    parallel: self.parallel.unwrap_or(d.parallel),
+                };
                 Adapter {
-                    bottleneck: Some(BottleneckConfig { channels }),
+                    bottleneck: Some(bottleneck),
                     ..with_norms
                 }
             }
@@ -152,6 +158,7 @@ impl MethodArgs {
             Method::Adapter => {
                 let d = BottleneckConfig::default();
                 self.bottleneck.get_or_insert(d.channels);
+                self.parallel.get_or_insert(d.parallel);
             }
             Method::Compacter => {
                 let d = CompacterConfig::default();
@@ -165,13 +172,15 @@ impl MethodArgs {
     /// Fails if an option is given that the method has no use for.
     fn check_options(&self, method: Method) -> Result<()> {
         let lora = &[Method::Lora][..];
+        let adapter = &[Method::Adapter][..];
         let compacter = &[Method::Compacter][..];
         let options = [
             ("rank", self.rank.is_some(), lora),
             ("alpha", self.alpha.is_some(), lora),
             ("rslora", self.rslora.is_some(), lora),
             ("targets", self.targets.is_some(), lora),
-            ("bottleneck", self.bottleneck.is_some(), &[Method::Adapter]),
+            ("bottleneck", self.bottleneck.is_some(), adapter),
+            ("parallel", self.parallel.is_some(), adapter),
             ("reduction", self.reduction.is_some(), compacter),
             ("phm-dim", self.phm_dim.is_some(), compacter),
             (

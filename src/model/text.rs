@@ -132,11 +132,11 @@ impl Builder<'_> {
         Layer { weight, bias, lora }
     }
 
-    /// What the adapter makes of a sub-layer's result.
-    fn after(&mut self, module: &str, out: ValueId) -> ValueId {
+    /// What the adapter makes of the result of a sub-layer that read `inp`.
+    fn after(&mut self, module: &str, out: ValueId, inp: ValueId) -> ValueId {
         let module = format!("transformer.{module}");
         let out = match &self.adapter.bottleneck {
-            Some(b) => b.push(self.g, &module, out),
+            Some(b) => b.push(self.g, &module, out, inp),
             None => out,
         };
         match &self.adapter.compacter {
@@ -170,7 +170,7 @@ impl Builder<'_> {
         let dense = self.linear(&format!("{p}.attention.output.dense"), c, c);
         let name = format!("{p}.attention.output.dense");
         let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], false);
-        let out = self.after(&name, out);
+        let out = self.after(&name, out, x);
         let norm = self.norm(&format!("{p}.attention.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 2);
         let name = format!("{p}.attention.output.LayerNorm");
@@ -181,7 +181,7 @@ impl Builder<'_> {
         let down = self.linear(&format!("{p}.output.dense"), c, ffn);
         let name = format!("{p}.output.dense");
         let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], false);
-        let out = self.after(&name, out);
+        let out = self.after(&name, out, h);
         let norm = self.norm(&format!("{p}.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 3);
         LayerNorm::push(

@@ -12,10 +12,11 @@ use crate::weights::checkpoint::Checkpoint;
 use crate::weights::view::TensorView;
 
 /// Parts of names that only adapters have: PEFT, OpenDelta's bottlenecks, compacters and prompts.
-const ADAPTER_PARTS: [&str; 6] = [
+const ADAPTER_PARTS: [&str; 7] = [
     "lora_A",
     "lora_B",
     ".adapter.",
+    ".parallel_adapter.",
     ".compactor.",
     "soft_embeds",
     "modules_to_save",

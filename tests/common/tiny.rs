@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crosstune::adapter::bottleneck::BottleneckConfig;
 use crosstune::adapter::compacter::CompacterConfig;
 use crosstune::adapter::{Adapter, LINEAR_LAYERS, LoraConfig};
 use crosstune::exec::state::TrainState;
@@ -40,6 +41,18 @@ pub fn smallest() -> TextConfig {
         max_positions: 9,
         embed_dim: 5,
         ..config()
+    }
+}
+
+/// Bottlenecks beside the sub-layers, and layer norms.
+pub fn parallel(channels: usize) -> Adapter {
+    let bottleneck = BottleneckConfig {
+        channels,
+        parallel: true,
+    };
+    Adapter {
+        bottleneck: Some(bottleneck),
+        ..Adapter::bottleneck(channels)
     }
 }
 
