@@ -219,3 +219,34 @@ fn launches_that_no_device_takes() {
         assert!(fault.detail.contains(part), "{fault}");
     }
 }
+
+#[test]
+fn a_launch_sees_nothing_of_the_one_before() {
+    let mut machine = Machine::new(Options::default());
+    let mut args = Vec::new();
+    for label in ["out", "inp"] {
+        let address = machine.alloc(256, label);
+        machine.copy_in(address, &[1; 256]).expect("it fits");
+        args.push(address.to_le_bytes());
+    }
+    let mut run = |body: &str, threads| {
+        let program = machine.load(&text(body)).expect("the text is PTX");
+        let launch = Launch::new([2, 1, 1], [threads, 1, 1]);
+        machine.launch(&program, "planted", launch, &[&args[0], &args[1]])
+    };
+    let write = "
+st.shared.u32 [%here], %t;
+st.local.u32 [%own], %t;
+ret;";
+    let first = run(write, 64).expect("each writes its own");
+    for read in ["ld.shared.u32 %x, [%here];", "ld.local.u32 %x, [%own];"] {
+        let fault = run(&format!("{read}\nret;"), 64).expect_err(read);
+        assert_eq!((fault.kind, fault.line), (FaultKind::Uninitialised, 1));
+        // The fault left nothing behind either, nor does a launch of more warps.
+        assert_eq!(run(write, 64).as_ref(), Ok(&first));
+        let moved = write.replace("[%here]", "[%there]");
+        run(&moved, 96).expect("three warps");
+        run(&moved, 64).expect("another thread's place in another launch");
+        assert_eq!(run(write, 64).as_ref(), Ok(&first));
+    }
+}

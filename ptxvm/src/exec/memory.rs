@@ -341,9 +341,10 @@ impl Warp {
                 }
                 Space::Shared => {
                     let mut cell = [0; 4];
+                    let now = self.stamp(block, lane);
                     block
                         .shared
-                        .read_atomic(addrs[lane], bytes, &mut cell, lane)?;
+                        .read_atomic(addrs[lane], bytes, &mut cell, lane, now)?;
                     let value = u64::from(cell[1]) << 32 | u64::from(cell[0]);
                     let new = combine(f, ty, value, x, y);
                     block.shared.write_atomic(

@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     /// By half-word.
     writes: Vec<Stamp>,
     reads: Vec<Stamp>,
+    /// By word; empty until the launch's first atomic.
+    atomics: Vec<Stamp>,
     bytes: u64,
     check: bool,
 }
@@ -72,6 +74,15 @@ impl Stamp {
         self.thread() == MANY || self.warp() != now.warp() || self.sync() == now.sync()
     }
 
+    /// Its thread or threads in words.
+    fn who(self) -> String {
+        match self.thread() {
+            MANY => "threads of other warps".into(),
+            t if t & WARP != 0 => format!("warp {}", t & !WARP),
+            t => format!("thread {t}"),
+        }
+    }
+
     /// The readers of a place, once `now` reads it too.
     #[inline(always)]
     fn joined(self, now: Stamp) -> Stamp {
@@ -106,6 +117,7 @@ impl Shared {
         self.state.resize(n, 0);
         self.writes.resize(halves, Stamp::default());
         self.reads.resize(halves, Stamp::default());
+        self.atomics.clear();
         self.bytes = bytes as u64;
         self.check = check;
     }
@@ -185,6 +197,12 @@ impl Shared {
             .fold(false, |bad, s| bad | (s & (mask | mask << 4) != mask))
     }
 
+    /// Who updated the words of an access, where anybody updates words.
+    #[inline(always)]
+    fn updates(&self, at: u64, bytes: u64) -> &[Stamp] {
+        self.atomics.get(words(at, bytes)).unwrap_or_default()
+    }
+
     /// Reads an aligned access into up to four words.
     #[inline(always)]
     pub fn read(
@@ -197,7 +215,9 @@ impl Shared {
     ) -> Checked<()> {
         self.bounds(at, bytes, lane)?;
         if self.check {
-            if !(self.whole(at, bytes) && quiet(&self.writes[halves(at, bytes)], now)) {
+            let calm =
+                quiet(&self.writes[halves(at, bytes)], now) && quiet(self.updates(at, bytes), now);
+            if !(calm && self.whole(at, bytes)) {
                 self.check_read(at, bytes, lane, now)?;
             }
             let readers = &mut self.reads[halves(at, bytes)];
@@ -242,8 +262,26 @@ impl Shared {
                     );
                 }
             }
+            self.check_updates(word, lane, now, "reads")?;
         }
         Ok(())
+    }
+
+    /// Whether nobody else updates a word that is read or written.
+    fn check_updates(&self, word: usize, lane: usize, now: Stamp, does: &str) -> Checked<()> {
+        match self.atomics.get(word) {
+            Some(updaters) if updaters.conflicts(now) => trouble(
+                FaultKind::Race,
+                lane,
+                format!(
+                    "{does} byte {} of shared memory that {} updated atomically with no barrier \
+                     between",
+                    4 * word,
+                    updaters.who()
+                ),
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Writes an aligned access.
@@ -284,8 +322,9 @@ impl Shared {
         now: Stamp,
     ) -> Checked<()> {
         let place = halves(at, bytes);
-        let calm =
-            quiet(&self.writes[place.clone()], now) && quiet(&self.reads[place.clone()], now);
+        let calm = quiet(&self.writes[place.clone()], now)
+            && quiet(&self.reads[place.clone()], now)
+            && quiet(self.updates(at, bytes), now);
         let pending = self.state[words(at, bytes)]
             .iter()
             .fold(0, |pending, s| pending | s >> 4);
@@ -323,32 +362,61 @@ impl Shared {
                 } else {
                     continue;
                 };
-                let who = match other.thread() {
-                    MANY => "threads of other warps".to_string(),
-                    t if t & WARP != 0 => format!("warp {}", t & !WARP),
-                    t => format!("thread {t}"),
-                };
                 return trouble(
                     FaultKind::Race,
                     lane,
                     format!(
-                        "writes byte {} of shared memory that {who} {did} with no barrier between",
-                        2 * half
+                        "writes byte {} of shared memory that {} {did} with no barrier between",
+                        2 * half,
+                        other.who()
                     ),
                 );
             }
+            self.check_updates(word, lane, now, "writes")?;
         }
         Ok(())
     }
 
-    /// Reads for an atomic. Races between atomics and plain accesses are not looked for.
-    pub fn read_atomic(&self, at: u64, bytes: u64, out: &mut [u32; 4], lane: usize) -> Checked<()> {
+    /// Reads for an atomic. Atomics may meet each other, but no other access.
+    pub fn read_atomic(
+        &mut self,
+        at: u64,
+        bytes: u64,
+        out: &mut [u32; 4],
+        lane: usize,
+        now: Stamp,
+    ) -> Checked<()> {
         self.bounds(at, bytes, lane)?;
         for (i, word) in words(at, bytes).enumerate() {
             self.settled(word, 15, at, lane)?;
             self.written(word, 15, at, lane)?;
             out[i] = self.words[word];
+            if self.check {
+                self.note_update(word, lane, now)?;
+            }
         }
+        Ok(())
+    }
+
+    fn note_update(&mut self, word: usize, lane: usize, now: Stamp) -> Checked<()> {
+        for half in [2 * word, 2 * word + 1] {
+            for (other, did) in [(self.writes[half], "wrote"), (self.reads[half], "read")] {
+                if other.conflicts(now) {
+                    return trouble(
+                        FaultKind::Race,
+                        lane,
+                        format!(
+                            "updates byte {} of shared memory atomically that {} {did} with no \
+                             barrier between",
+                            2 * half,
+                            other.who()
+                        ),
+                    );
+                }
+            }
+        }
+        self.atomics.resize(self.words.len(), Stamp::default());
+        self.atomics[word] = self.atomics[word].joined(now);
         Ok(())
     }
 

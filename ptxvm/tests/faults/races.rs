@@ -95,6 +95,92 @@ ret;";
     );
 }
 
+const UPDATES: &str = "
+setp.eq.u32 %p, %t, 0;
+@%p st.shared.u32 [tile], %x;
+bar.sync 0;
+red.shared.add.u32 [tile], 1;
+atom.shared.max.u32 %y, [tile], %t;
+bar.sync 1;
+ld.shared.u32 %y, [tile];
+bar.sync 2;
+atom.shared.add.u32 %y, [tile], 1;
+bar.sync 3;
+@%p st.shared.u32 [tile], %x;
+ret;";
+
+#[test]
+fn atomics_race_with_plain_accesses_and_not_with_atomics() {
+    for (barrier, line, thread, detail) in [
+        (
+            "bar.sync 0;",
+            4,
+            1,
+            "updates byte 0 of shared memory atomically that thread 0 wrote",
+        ),
+        (
+            "bar.sync 1;",
+            7,
+            0,
+            "reads byte 0 of shared memory that warp 0 updated atomically",
+        ),
+        (
+            "bar.sync 2;",
+            9,
+            0,
+            "updates byte 0 of shared memory atomically that warp 0 read",
+        ),
+        (
+            "bar.sync 3;",
+            11,
+            0,
+            "writes byte 0 of shared memory that warp 0 updated atomically",
+        ),
+    ] {
+        planted(
+            UPDATES,
+            (barrier, "mov.u32 %y, 0;"),
+            (FaultKind::Race, line, 0, thread),
+            &[detail, "no barrier between"],
+        );
+    }
+}
+
+#[test]
+fn atomics_of_eight_bytes_race_in_both_words() {
+    let body = "
+setp.eq.u32 %p, %t, 0;
+mov.u64 %at, 0;
+@%p st.shared.u64 [tile], %at;
+bar.sync 0;
+atom.shared.add.u64 %at, [tile], 1;
+bar.sync 1;
+@%p st.shared.u16 [tile+6], %h;
+ret;";
+    planted(
+        body,
+        ("bar.sync 1;", "mov.u32 %y, 0;"),
+        (FaultKind::Race, 7, 0, 0),
+        &["writes byte 4 of shared memory that warp 0 updated atomically"],
+    );
+}
+
+#[test]
+fn a_thread_may_update_what_it_wrote() {
+    let body = "
+st.shared.u32 [%here], %x;
+red.shared.add.u32 [%here], 1;
+ld.shared.u32 %x, [%here];
+st.shared.u32 [%here], %x;
+ret;";
+    planted(
+        body,
+        ("red.shared.add.u32 [%here]", "red.shared.add.u32 [%here+4]"),
+        (FaultKind::Race, 2, 0, 0),
+        &["updates byte 4 of shared memory atomically that thread 1 wrote"],
+    );
+}
+
 const ASYNC: &str = "
 setp.lt.u32 %p, %t, 64;
 @%p cp.async.ca.shared.global [%here], [%inp], 4;
