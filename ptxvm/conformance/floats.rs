@@ -61,11 +61,11 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-fn v(x: u64) -> f64 {
+pub fn v(x: u64) -> f64 {
     f32::from_bits(x as u32).into()
 }
 
-fn near(x: f64) -> u64 {
+pub fn near(x: f64) -> u64 {
     to_f32(x, Mode::Nearest).into()
 }
 
@@ -108,7 +108,7 @@ fn singles_exact() -> Vec<Case> {
 }
 
 /// `a * b + c` of f32 exactly, to be rounded to at most 24 digits: f64 with a sticky last bit.
-fn exact_fma(a: f64, b: f64, c: f64) -> f64 {
+pub fn exact_fma(a: f64, b: f64, c: f64) -> f64 {
     let (p, s) = (a * b, a * b + c);
     if !s.is_finite() {
         return s;
@@ -166,7 +166,7 @@ fn fused() -> Vec<Case> {
 }
 
 /// The smaller, -0 below +0; NaN loses, or wins with `.NaN`.
-fn least(x: f64, y: f64, nan: bool) -> f64 {
+pub fn least(x: f64, y: f64, nan: bool) -> f64 {
     match (x.is_nan(), y.is_nan()) {
         (true, true) => x,
         (a, b) if nan && (a || b) => f64::NAN,

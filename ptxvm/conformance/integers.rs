@@ -17,7 +17,7 @@ const EDGES32: [u64; 12] = [
     0x1234_5678,
 ];
 const EDGES16: [u64; 9] = [0, 1, 3, 15, 16, 0x7FFF, 0x8000, 0xFFFF, 0x1234];
-const EDGES64: [u64; 10] = [
+pub const EDGES64: [u64; 10] = [
     0,
     1,
     63,

@@ -5,8 +5,10 @@
 //! table in the virtual machine; `tests/conformance.rs` of crosstune runs the same table through
 //! its driver, on a GPU where one is present.
 
+pub mod carries;
 pub mod convert;
 pub mod floats;
+pub mod flush;
 pub mod integers;
 pub mod memory;
 pub mod soft;
@@ -191,7 +193,9 @@ impl Compare {
 /// Every case.
 pub fn cases() -> Vec<Case> {
     let mut all = integers::cases();
+    all.extend(carries::cases());
     all.extend(floats::cases());
+    all.extend(flush::cases());
     all.extend(convert::cases());
     all.extend(memory::cases());
     all.extend(warp::cases());

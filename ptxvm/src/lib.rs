@@ -41,9 +41,9 @@
 //! ```
 //!
 //! # What it does not do
-//! No `.func` calls (mark device functions `__forceinline__`), no carries, no surfaces or textures,
-//! no clusters, `wgmma` or bulk copies yet: an instruction it does not know is an error when the
-//! file is loaded, with its line. `.ftz` is read and not applied. Approximations (`ex2.approx`,
+//! No `.func` calls (mark device functions `__forceinline__`), no surfaces or textures, no clusters,
+//! `wgmma` or bulk copies yet: an instruction it does not know is an error when the file is loaded,
+//! with its line. So is `.ftz` of halves. Approximations (`ex2.approx`,
 //! `rsqrt.approx`) are the CPU's, closer than a GPU's; matrix products add in the order of k.
 //! Execution is sequentially consistent, so a missing memory fence is not found: permuting the
 //! order of blocks and warps ([`Options::order_seed`]) is a cheap extra. It says nothing of time.

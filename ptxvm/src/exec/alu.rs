@@ -3,7 +3,7 @@
 use super::scalar::*;
 use super::{Double, Warp, Word};
 use crate::fault::Checked;
-use crate::ir::{Alu, Alu64, Part, Round, Row};
+use crate::ir::{Alu, Alu64, COPIES, Carry, Part, Round, Row};
 
 impl Warp {
     #[inline(always)]
@@ -300,6 +300,49 @@ impl Warp {
         for (k, p) in parts.iter().enumerate() {
             let value = source.map(|s| s >> (bits * k as u32) & ones);
             self.set_part(p, m, &value);
+        }
+    }
+
+    /// Rows to read f32 inputs from: the same, or copies in which subnormal numbers are zero.
+    #[inline(always)]
+    pub(super) fn inputs<const N: usize>(&mut self, flush: bool, rows: [Row; N]) -> [Row; N] {
+        if !flush {
+            return rows;
+        }
+        std::array::from_fn(|i| {
+            self.words[COPIES[i] as usize] = self.words[rows[i] as usize].map(flushed);
+            COPIES[i]
+        })
+    }
+
+    /// Makes subnormal results zero.
+    pub(super) fn flush_result(&mut self, d: Row, m: u32) {
+        let value = self.words[d as usize].map(flushed);
+        self.put(d, m, &value);
+    }
+
+    /// A sum of 32 or 64 bits that takes in the carry flag or sets it.
+    pub(super) fn carries(
+        &mut self,
+        f: Carry,
+        wide: bool,
+        (takes, sets): (bool, bool),
+        d: Row,
+        rows: [Row; 3],
+        m: u32,
+    ) {
+        let bits = if wide { 64 } else { 32 };
+        let (mut value, mut out): (Double, u32) = ([0; 32], 0);
+        for i in 0..32 {
+            let [x, y, z] = rows.map(|row| self.part(&Part { row, wide }, i));
+            let carry = takes && self.carry >> i & 1 == 1;
+            let (v, c) = carried(f, bits, [x, y, z], carry);
+            value[i] = v;
+            out |= u32::from(c) << i;
+        }
+        self.set_part(&Part { row: d, wide }, m, &value);
+        if sets {
+            self.carry = self.carry & !m | out & m;
         }
     }
 

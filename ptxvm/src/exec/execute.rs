@@ -3,7 +3,7 @@
 use super::compare::logic;
 use super::{Block, Warp};
 use crate::fault::{Checked, FaultKind, trouble};
-use crate::ir::{Inst, Op};
+use crate::ir::{Inst, Op, Ty};
 
 impl Warp {
     /// Runs an instruction that neither branches nor waits.
@@ -29,8 +29,10 @@ impl Warp {
                 a,
                 b,
                 with,
+                flush,
             } => {
-                let mut p = self.compare(*ty, *cmp, *a, *b);
+                let [a, b] = self.inputs(*flush && *ty == Ty::F32, [*a, *b]);
+                let mut p = self.compare(*ty, *cmp, a, b);
                 let mut q = !p;
                 if let Some((f, with, negated)) = with {
                     let w = self.pred(*with, *negated);
@@ -85,10 +87,15 @@ impl Warp {
                 round,
                 integral,
                 sat,
+                flush,
                 d,
                 a,
             } => {
-                self.cvt((*to, *from), (*round, *integral, *sat), *d, *a, m);
+                let [a] = self.inputs(*flush && *from == Ty::F32, [*a]);
+                self.cvt((*to, *from), (*round, *integral, *sat), *d, a, m);
+                if *flush && *to == Ty::F32 {
+                    self.flush_result(*d, m);
+                }
             }
             Op::CvtPair {
                 bf16,
@@ -145,6 +152,23 @@ impl Warp {
     #[inline(never)]
     fn execute_rare(&mut self, op: &Op, m: u32, block: &mut Block<'_>) -> Checked<()> {
         match op {
+            Op::AluFlushed { f, d, a, b, c } => {
+                let inputs = self.inputs(true, [*a, *b, *c]);
+                self.alu(*f, *d, inputs, m)?;
+                self.flush_result(*d, m);
+            }
+            Op::Carry {
+                f,
+                wide,
+                takes,
+                sets,
+                d,
+                a,
+                b,
+                c,
+            } => {
+                self.carries(*f, *wide, (*takes, *sets), *d, [*a, *b, *c], m);
+            }
             Op::Bfi { d, a, b, pos, len } => {
                 let [x, y, p, l] = [a, b, pos, len].map(|r| self.words[*r as usize]);
                 let value = std::array::from_fn(|i| {
@@ -217,8 +241,10 @@ impl Warp {
                 a,
                 b,
                 one,
+                flush,
             } => {
-                let p = self.compare(*ty, *cmp, *a, *b);
+                let [a, b] = self.inputs(*flush && *ty == Ty::F32, [*a, *b]);
+                let p = self.compare(*ty, *cmp, a, b);
                 let value = std::array::from_fn(|i| if p >> i & 1 == 1 { *one } else { 0 });
                 self.put(*d, m, &value);
             }

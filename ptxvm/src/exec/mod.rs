@@ -76,6 +76,8 @@ pub(crate) struct Warp {
     words: Vec<Word>,
     doubles: Vec<Double>,
     preds: Vec<u32>,
+    /// The carry flag of each lane.
+    carry: u32,
     local: Local,
     paths: Vec<Path>,
     /// Lanes that exist.
@@ -141,6 +143,7 @@ impl Warp {
             join: END,
         });
         self.sync = 0;
+        self.carry = 0;
         self.copies.clear();
         self.groups = [0; 32];
         self.pc = 0;

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::sticky;
-use crate::ir::Round;
+use crate::ir::{Carry, Round};
 
 #[inline(always)]
 pub(super) fn f(x: u32) -> f32 {
@@ -53,6 +53,36 @@ pub(super) fn b_fma(x: u32, y: u32, z: u32) -> u32 {
 #[inline(always)]
 pub(super) fn pair(x: u32, y: u32, z: u32, op: impl Fn(u32, u32, u32) -> u32) -> u32 {
     op(x & 0xFFFF, y & 0xFFFF, z & 0xFFFF) & 0xFFFF | op(x >> 16, y >> 16, z >> 16) << 16
+}
+
+/// A subnormal f32 becomes zero of its sign.
+#[inline(always)]
+pub(super) fn flushed(x: u32) -> u32 {
+    if x & 0x7F80_0000 == 0 {
+        x & 0x8000_0000
+    } else {
+        x
+    }
+}
+
+/// A sum of so many bits with a carry, and the carry or borrow out of it.
+pub(super) fn carried(f: Carry, bits: u32, [x, y, z]: [u64; 3], carry: bool) -> (u64, bool) {
+    let ones = u64::MAX >> (64 - bits);
+    let wide = |x: u64| u128::from(x & ones);
+    let signed = |x: u64| i128::from((x << (64 - bits)) as i64 >> (64 - bits));
+    let high = |product: u128| (product >> bits) as u64;
+    let (left, right) = match f {
+        Carry::Add => (x, y),
+        Carry::Sub => {
+            let (from, take) = (wide(x), wide(y) + u128::from(carry));
+            return (from.wrapping_sub(take) as u64 & ones, from < take);
+        }
+        Carry::Mad => (x.wrapping_mul(y), z),
+        Carry::MadHiU => (high(wide(x) * wide(y)), z),
+        Carry::MadHiS => (high((signed(x) * signed(y)) as u128), z),
+    };
+    let sum = wide(left) + wide(right) + u128::from(carry);
+    (sum as u64 & ones, sum >> bits != 0)
 }
 
 /// The smaller number; the other one if one is NaN, as `min.f32`.

@@ -1,8 +1,8 @@
 //! Arithmetic on registers: the operation by name and type, the operands by its width.
 
-use super::names::{alu, boolean, last_ty};
+use super::names::{alu, boolean, flushes, last_ty};
 use super::operands::{Decoder, operand};
-use super::{Alu64, NONE, Op, Ty};
+use super::{Alu64, Carry, NONE, Op, Ty};
 use crate::ptx::Operand;
 
 type Result<T> = std::result::Result<T, String>;
@@ -27,7 +27,7 @@ impl Decoder {
             });
         }
         if m.contains(&"cc") || m[0] == "addc" || m[0] == "subc" || m[0] == "madc" {
-            return Err("carries are not known".into());
+            return self.carry(m, o, t);
         }
         if m.contains(&"sat") || m.contains(&"relu") {
             return Err("saturation is known in conversions only".into());
@@ -60,12 +60,40 @@ impl Decoder {
         arity(m[0], o)?;
         let row = |d: &mut Decoder, i: usize| o.get(i).map_or(Ok(NONE), |x| d.word(x));
         // bfind and popc of 64 bits were taken above; everything else reads words.
-        Ok(Op::Alu {
+        let d = self.word(&o[0])?;
+        let [a, b, c] = [row(self, 1)?, row(self, 2)?, row(self, 3)?];
+        Ok(if flushes(m)? {
+            Op::AluFlushed { f, d, a, b, c }
+        } else {
+            Op::Alu { f, d, a, b, c }
+        })
+    }
+
+    /// Sums with the carry flag: `add`, `sub`, `mad` that set it (`.cc`) or take it in (`addc`).
+    fn carry(&mut self, m: &[&str], o: &[Operand], t: Ty) -> Result<Op> {
+        if t.is_float() || t.bits() < 32 || m.contains(&"wide") {
+            return Err(format!("carries are not known for {t:?}"));
+        }
+        let name = m[0].strip_suffix('c').unwrap_or(m[0]);
+        let f = match (name, m.contains(&"hi")) {
+            ("add", _) => Carry::Add,
+            ("sub", _) => Carry::Sub,
+            ("mad", false) => Carry::Mad,
+            ("mad", true) if t.is_signed() => Carry::MadHiS,
+            ("mad", true) => Carry::MadHiU,
+            _ => return Err("carries are not known".into()),
+        };
+        arity(name, o)?;
+        let wide = t.is_double();
+        Ok(Op::Carry {
             f,
-            d: self.word(&o[0])?,
-            a: row(self, 1)?,
-            b: row(self, 2)?,
-            c: row(self, 3)?,
+            wide,
+            takes: name != m[0],
+            sets: m.contains(&"cc"),
+            d: self.any(&o[0], wide)?,
+            a: self.any(&o[1], wide)?,
+            b: self.any(&o[2], wide)?,
+            c: o.get(3).map_or(Ok(NONE), |c| self.any(c, wide))?,
         })
     }
 

@@ -1,7 +1,7 @@
 //! From resolved text to [`Op`]s: picks the operation and gives every operand a row.
 
 use super::cfg::reconvergence;
-use super::names::{atomic, boolean, cmp, last_ty, modifier, space, ty};
+use super::names::{atomic, boolean, cmp, flushes, last_ty, modifier, space, ty};
 use super::operands::Decoder;
 use super::{Inst, Kernel, Mma, NONE, Op, Part, Round, Row, Shuffle, Ty, Vote};
 use crate::ptx::{Entry, Instr, Module, Operand, ParseError, RegClass};
@@ -135,6 +135,7 @@ impl Decoder {
                         Ty::F16x2 => return Err("pairs are not known".into()),
                         _ => u32::MAX,
                     },
+                    flush: flushes(&m)?,
                 })
             }
             "selp" => {
@@ -413,6 +414,7 @@ impl Decoder {
             a: self.any(&o[1], wide)?,
             b: self.any(&o[2], wide)?,
             with,
+            flush: flushes(m)?,
         })
     }
 
@@ -422,8 +424,8 @@ impl Decoder {
             return Err("needs two types".into());
         };
         if let (Ty::F16x2 | Ty::Bf16x2, Ty::F32) = (to, from) {
-            if o.len() != 3 || !m.contains(&"rn") {
-                return Err("only rounding to nearest is known for pairs".into());
+            if o.len() != 3 || !m.contains(&"rn") || m.contains(&"ftz") {
+                return Err("pairs are rounded to nearest and not flushed".into());
             }
             return Ok(Op::CvtPair {
                 bf16: to == Ty::Bf16x2,
@@ -449,6 +451,7 @@ impl Decoder {
             round,
             integral: ["rni", "rzi", "rmi", "rpi"].iter().any(|s| has(s)),
             sat: has("sat"),
+            flush: flushes(m)?,
             d: self.any(&o[0], to.is_double())?,
             a: if self.is_wide(&o[1]) != from.is_double() && !from.is_double() {
                 return Err("a 64-bit register read as less".into());

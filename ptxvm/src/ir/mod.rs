@@ -5,6 +5,7 @@
 
 mod arithmetic;
 mod cfg;
+mod choices;
 mod decode;
 mod names;
 mod op;
@@ -12,6 +13,7 @@ mod operands;
 
 use crate::ptx::Loc;
 
+pub use choices::*;
 pub use decode::decode;
 pub use op::*;
 
@@ -23,6 +25,9 @@ pub const NONE: Row = 0;
 
 /// A row for results that nobody wants.
 pub const SINK: Row = 1;
+
+/// Rows for copies of inputs that an instruction changes before it reads them.
+pub const COPIES: [Row; 3] = [2, 3, 4];
 
 /// No instruction: control flow joins only at the end.
 pub const END: usize = usize::MAX;

@@ -139,6 +139,15 @@ pub(super) fn last_ty(m: &[&str]) -> Result<Ty> {
         .ok_or_else(|| "no type".into())
 }
 
+/// Whether subnormal inputs and results become zero of their sign.
+pub(super) fn flushes(m: &[&str]) -> Result<bool> {
+    match (m.contains(&"ftz"), m.contains(&"f32")) {
+        (false, _) => Ok(false),
+        (true, true) => Ok(true),
+        (true, false) => Err("subnormal numbers are flushed in f32 only".into()),
+    }
+}
+
 pub(super) fn space(m: &[&str]) -> Space {
     m.iter()
         .find_map(|s| {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Addr, MaskKind, NONE, Part, Row, Rows, SINK, Space, Special};
+use super::{Addr, COPIES, MaskKind, NONE, Part, Row, Rows, SINK, Space, Special};
 use crate::ptx::{Entry, Module, Operand, RegClass, Var};
 
 type Result<T> = std::result::Result<T, String>;
@@ -61,9 +61,9 @@ impl Decoder {
         let mut d = Decoder {
             rows: vec![],
             classes: entry.regs.clone(),
-            // The first rows of each class are `NONE` and `SINK`.
+            // The first rows of each class are `NONE` and `SINK`, of words also `COPIES`.
             words: Rows {
-                count: 2,
+                count: 2 + COPIES.len(),
                 constants: vec![],
             },
             doubles: Rows {
