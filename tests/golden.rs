@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::golden::{GoldenBatch, TEXTS, batches, floats, ints, open_model, texts};
 use common::{goldens, max_diff};
 use crosstune::adapter::{Adapter, LoraConfig};
 use crosstune::eval::retrieval::retrieval;
@@ -18,7 +19,7 @@ use crosstune::exec::state::TrainState;
 use crosstune::exec::{Adam, Executor, MemberStep};
 use crosstune::model::text::DropoutRates;
 use crosstune::rng::randperm;
-use crosstune::text::pack::{Batch, MemberTexts, Text};
+use crosstune::text::pack::{Batch, MemberTexts};
 use crosstune::train::objective::{Strategy, TextLoss};
 use crosstune::train::program::{EncodeProgram, Losses, TextModel, TrainProgram};
 use crosstune::train::schedule::cosine;
@@ -46,76 +47,6 @@ fn limit(what: &str) -> f32 {
 fn json(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).expect("readable");
     serde_json::from_str(&text).expect("JSON")
-}
-
-fn ints(c: &Checkpoint, name: &str) -> (Vec<i32>, Vec<usize>) {
-    let t = c.tensor(name).expect("tensor");
-    let values = t
-        .bytes
-        .chunks(4)
-        .map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")));
-    (values.collect(), t.shape.to_vec())
-}
-
-fn floats(c: &Checkpoint, name: &str) -> Vec<f32> {
-    c.tensor(name).expect("tensor").to_f32()
-}
-
-/// Rows of ids without their padding.
-fn rows(c: &Checkpoint, name: &str) -> Vec<Vec<u32>> {
-    let (ids, shape) = ints(c, &format!("{name}.ids"));
-    let (mask, _) = ints(c, &format!("{name}.mask"));
-    let width = shape[1];
-    ids.chunks(width)
-        .zip(mask.chunks(width))
-        .map(|(ids, mask)| {
-            ids.iter()
-                .zip(mask)
-                .filter(|(_, m)| **m == 1)
-                .map(|(i, _)| *i as u32)
-                .collect()
-        })
-        .collect()
-}
-
-const TEXTS: [&str; 4] = ["tgt", "en", "from", "to"];
-
-struct GoldenBatch {
-    texts: [Vec<Vec<u32>>; 4],
-    image: Vec<f32>,
-}
-
-fn batches(folder: &Path) -> Vec<GoldenBatch> {
-    let c = Checkpoint::open(&folder.join("batches.safetensors")).expect("batches");
-    (0..)
-        .take_while(|k| c.get(&format!("b{k}.image")).is_some())
-        .map(|k| GoldenBatch {
-            texts: TEXTS.map(|t| rows(&c, &format!("b{k}.{t}"))),
-            image: floats(&c, &format!("b{k}.image")),
-        })
-        .collect()
-}
-
-fn texts(rows: &[Vec<u32>], role: u8) -> Vec<Text<'_>> {
-    rows.iter()
-        .enumerate()
-        .map(|(i, ids)| Text {
-            ids,
-            role,
-            item: i as u32,
-        })
-        .collect()
-}
-
-/// The golden folder has no tokenizer, and needs none.
-fn open_model(folder: &Path) -> TextModel {
-    let file = |name: &str| folder.join(name);
-    let files = TextModelFiles::from_parts(
-        &file("config.json"),
-        &file("model.safetensors"),
-        &file("tokenizer.json"),
-    );
-    TextModel::new(files.expect("a text model"))
 }
 
 /// The adapter of a golden case, or what is not built yet.

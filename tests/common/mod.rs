@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod adapters;
+pub mod golden;
 pub mod tiny;
 pub mod world;
 
