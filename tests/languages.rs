@@ -88,7 +88,7 @@ fn rounds_add_up_to_the_mean_of_their_gradients() {
         let mut state = tiny::state(&program.graph, &[1, 2]);
         let frozen = tiny::frozen(&program.graph);
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, tiny::pool(2));
-        let mut runner = StepRunner::new(program, exec);
+        let mut runner = StepRunner::new(program, exec, None);
         // What an earlier step left must not count.
         state.grads.fill(f32::NAN);
         runner.step(&mut state, rounds).expect("ran");
@@ -165,6 +165,7 @@ impl Bench {
             adapter: Adapter::lora(2),
             hidden_dropout: Some(dropout),
             attention_dropout: Some(dropout),
+            max_tokens: None,
         };
         Trainer::new(&self.engine, shared, members).expect("a trainer")
     }

@@ -141,6 +141,7 @@ impl MethodArgs {
             adapter,
             hidden_dropout: self.hidden_dropout.or(self.dropout),
             attention_dropout: self.attention_dropout.or(self.dropout),
+            max_tokens: None,
         };
         shared.check()?;
         Ok(shared)

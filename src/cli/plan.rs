@@ -6,6 +6,7 @@ use crosstune::exec::state::TrainState;
 use crosstune::graph::plan::{Plan, Reuse, shape_text};
 use crosstune::graph::{Bucket, Graph, ValueId};
 use crosstune::model::text::DropoutRates;
+use crosstune::train::config::Shared;
 use crosstune::train::program::TrainProgram;
 use crosstune::weights::hub;
 use serde_json::json;
@@ -19,7 +20,9 @@ use super::train::model_parameters;
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     after_help = "Example: what LoRA of rank 8 costs for a step of 64 captions:
-  crosstune plan --model m-clip --rank 8 --texts 64 --tokens 1280"
+  crosstune plan --model m-clip --rank 8 --texts 64 --tokens 1280
+A batch of 4,096 captions, in pieces:
+  crosstune plan --model m-clip --texts 4096 --tokens 82000 --max-tokens 2048"
 )]
 pub struct Args {
     /// The model: a folder, or a name in the local Hugging Face cache.
@@ -31,6 +34,9 @@ pub struct Args {
     /// Texts of a step.
     #[arg(long, default_value_t = 64)]
     texts: usize,
+    /// Most packed tokens of a pass, as `train --max-tokens` has it [default: no limit].
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
     /// Print the nodes in order.
     #[arg(long)]
     nodes: bool,
@@ -44,7 +50,11 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
     let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
-    let shared = args.method.shared()?;
+    let shared = Shared {
+        max_tokens: args.max_tokens,
+        ..args.method.shared()?
+    };
+    shared.check()?;
     let engine = Engine::open(&hub::resolve(&model)?, EngineOptions { threads: Some(1) })?;
     let m = engine.model();
     shared.adapter.check_model(&m.config)?;
@@ -56,13 +66,8 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     };
     let program = TrainProgram::new(&m.config, m.head, &shared.adapter, rates);
     let graph = &*program.graph;
-    let bucket = Bucket {
-        tokens: args.tokens.next_multiple_of(32).max(32),
-        seqs: args.texts.next_multiple_of(8),
-        items: args.texts.next_multiple_of(8),
-        members: 1,
-    };
-    let plan = Plan::new(graph, bucket, Reuse::Packed);
+    let plan = largest_pass(&args, graph);
+    let bucket = plan.bucket;
     let state = TrainState::new(graph, 1);
     let frozen = m.bind(graph)?;
     let copies = frozen.copies();
@@ -84,6 +89,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             "bucket": {"tokens": bucket.tokens, "texts": bucket.seqs},
             "arena_bytes": plan.arena_len * 4,
             "peak_bytes": plan.peak_len * 4,
+            "max_tokens": args.max_tokens,
             "nodes": graph.nodes.len(),
             "forward_nodes": program.forward_nodes,
             "private_copies": copies,
@@ -135,6 +141,32 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         print!("{}", plan.table(graph));
     }
     Ok(())
+}
+
+/// The plan of the pass that needs most: the whole step, or with --max-tokens either a piece of it in
+/// the tower or the objective over all its texts.
+fn largest_pass(args: &Args, graph: &Graph) -> Plan {
+    let plan = |tokens: usize, texts: usize, items: usize| {
+        let bucket = Bucket {
+            tokens: tokens.next_multiple_of(32).max(32),
+            seqs: texts.next_multiple_of(8),
+            items: items.next_multiple_of(8),
+            members: 1,
+        };
+        Plan::new(graph, bucket, Reuse::Packed)
+    };
+    let (tokens, texts) = (args.tokens, args.texts);
+    match args.max_tokens.filter(|n| *n < tokens) {
+        None => plan(tokens, texts, texts),
+        Some(n) => {
+            let piece = plan(n, (texts * n).div_ceil(tokens), 0);
+            let objective = plan(0, texts, texts);
+            match objective.arena_len > piece.arena_len {
+                true => objective,
+                false => piece,
+            }
+        }
+    }
 }
 
 fn node_lines(graph: &Graph) -> Vec<String> {

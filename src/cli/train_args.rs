@@ -103,6 +103,10 @@ pub struct Recipe {
     /// Items a step [default: 5].
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Most packed tokens of a pass through the model. A step of more is made in pieces: a batch of
+    /// thousands in the memory of a small one, with one forward pass more [default: no limit].
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
     /// Names every random number of the run [default: 1].
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,

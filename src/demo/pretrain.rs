@@ -285,6 +285,7 @@ fn train(
         adapter: Adapter::full(),
         hidden_dropout: Some(0.0),
         attention_dropout: Some(0.0),
+        max_tokens: None,
     };
     let config = stage.member(Strategy::Baseline1, seed);
     let member = Member::new(config, Arc::new(data), None);

@@ -1,4 +1,5 @@
 //! Texts: tokens and packing.
 
 pub mod pack;
+pub mod pieces;
 pub mod tokenizer;

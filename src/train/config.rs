@@ -51,6 +51,11 @@ pub struct Shared {
     pub hidden_dropout: Option<f32>,
     /// Dropout of attention probabilities; the checkpoint's own where not set.
     pub attention_dropout: Option<f32>,
+    /// Most packed tokens of a pass through the tower; a step of more is made in pieces, in the
+    /// memory of this many, at the cost of a second forward pass. No limit where not set. Rounding
+    /// differs where a member's texts are cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
 }
 
 /// What a member has of its own.
@@ -111,6 +116,7 @@ impl Default for Shared {
             adapter: Adapter::lora(1),
             hidden_dropout: None,
             attention_dropout: None,
+            max_tokens: None,
         }
     }
 }
@@ -119,9 +125,12 @@ impl Shared {
     /// Checks the settings.
     ///
     /// # Errors
-    /// An adapter that trains nothing, a probability outside [0, 1).
+    /// An adapter that trains nothing, a probability outside [0, 1), no tokens at all.
     pub fn check(&self) -> Result<()> {
         self.adapter.check()?;
+        if self.max_tokens == Some(0) {
+            return Err(bad_input!("max-tokens: found 0, expected at least 1"));
+        }
         for (name, p) in [
             ("hidden", self.hidden_dropout),
             ("attention", self.attention_dropout),

@@ -1,11 +1,20 @@
 //! A step of training as passes over one graph: gradients are zeroed, one or more batches add to
 //! them, the optimiser spends them.
+//!
+//! A batch of more tokens than memory is given for goes through the tower in pieces, twice (GradCache,
+//! Gao, Zhang, Han and Callan, 2021, arXiv 2101.06983): first for the features, from which the
+//! objective and the gradient of every feature follow for the batch as a whole; then once more, each
+//! piece forward and backward from its features' gradient. Random numbers have names, so both times
+//! the same are dropped.
+
+use std::ops::Range;
 
 use super::program::TrainProgram;
 use crate::error::Result;
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::state::TrainState;
 use crate::exec::{Executor, MemberStep, Pass};
+use crate::graph::ValueId;
 use crate::text::pack::Batch;
 
 /// A batch of a step. Its objective is its own; what it adds to the gradient joins that of the
@@ -30,12 +39,21 @@ pub struct Measured {
 pub struct StepRunner {
     program: TrainProgram,
     exec: CpuExecutor,
+    max_tokens: Option<usize>,
 }
 
 impl StepRunner {
-    /// A runner of `program`, which `exec` is bound to.
-    pub fn new(program: TrainProgram, exec: CpuExecutor) -> StepRunner {
-        StepRunner { program, exec }
+    /// A runner of `program`, which `exec` is bound to; no pass of the tower takes more than
+    /// `max_tokens` packed tokens, unless a text has more.
+    ///
+    /// A member whose texts are cut has the gradient of one whose texts are not, within rounding:
+    /// sums over rows begin anew in each piece. One whose texts fit has the same bytes.
+    pub fn new(program: TrainProgram, exec: CpuExecutor, max_tokens: Option<usize>) -> StepRunner {
+        StepRunner {
+            program,
+            exec,
+            max_tokens,
+        }
     }
 
     /// The program.
@@ -53,35 +71,105 @@ impl StepRunner {
     /// # Errors
     /// If the device fails.
     pub fn step(&mut self, state: &mut TrainState, rounds: &[Round]) -> Result<Measured> {
-        let parts = self.program.parts.clone();
         let mut terms = Vec::with_capacity(rounds.len());
         for (i, round) in rounds.iter().enumerate() {
-            let start = if i == 0 {
-                parts.begin.start
-            } else {
-                parts.tower.start
-            };
-            let end = if i + 1 == rounds.len() {
-                parts.update.end
-            } else {
-                parts.update.start
-            };
-            self.exec.pass(
-                state,
-                &Pass {
-                    nodes: start..end,
-                    batch: &round.batch,
-                    steps: &round.steps,
-                    given: &[],
-                },
-            )?;
-            let l = self.program.losses;
-            terms.push(
-                [l.image_anchor, l.mse, l.partner_anchor, l.image_partner]
-                    .map(|id| self.exec.output(id)),
-            );
+            let ends = (i == 0, i + 1 == rounds.len());
+            let limit = self.max_tokens.filter(|n| round.batch.tokens() > *n);
+            terms.push(match limit {
+                Some(max_tokens) => self.in_pieces(state, round, ends, max_tokens)?,
+                None => self.at_once(state, round, ends)?,
+            });
         }
         let norms = self.exec.output(self.program.grad_norm);
         Ok(Measured { terms, norms })
+    }
+
+    /// A round whose tokens fit; `ends` says whether it is the step's first and its last.
+    fn at_once(
+        &mut self,
+        state: &mut TrainState,
+        round: &Round,
+        (first, last): (bool, bool),
+    ) -> Result<[Vec<f32>; 4]> {
+        let parts = &self.program.parts;
+        let start = match first {
+            true => parts.begin.start,
+            false => parts.tower.start,
+        };
+        let end = match last {
+            true => parts.update.end,
+            false => parts.tower_grad.end,
+        };
+        self.pass(state, start..end, (&round.batch, &round.steps), &[])?;
+        Ok(self.terms())
+    }
+
+    /// A round whose texts go through the tower in pieces.
+    fn in_pieces(
+        &mut self,
+        state: &mut TrainState,
+        round: &Round,
+        (first, last): (bool, bool),
+        max_tokens: usize,
+    ) -> Result<[Vec<f32>; 4]> {
+        let parts = self.program.parts.clone();
+        let (features, dfeatures) = (self.program.features, self.program.dfeatures);
+        let e = self.program.graph.channels(features);
+        let steps = &round.steps;
+        let whole = round.batch.without_tokens();
+        if first {
+            self.pass(state, parts.begin, (&whole, steps), &[])?;
+        }
+        let pieces = round.batch.pieces(max_tokens);
+        let mut all = vec![0f32; whole.seqs() * e];
+        for piece in &pieces {
+            let batch = round.batch.piece(piece);
+            self.pass(state, parts.tower.clone(), (&batch, steps), &[])?;
+            let mut rows = &self.exec.output(features)[..];
+            for seqs in piece {
+                let (own, rest) = rows.split_at(seqs.len() * e);
+                all[seqs.start * e..seqs.end * e].copy_from_slice(own);
+                rows = rest;
+            }
+        }
+        self.pass(state, parts.objective, (&whole, steps), &[(features, &all)])?;
+        let terms = self.terms();
+        let grads = self.exec.output(dfeatures);
+        for piece in &pieces {
+            let batch = round.batch.piece(piece);
+            let rows = piece
+                .iter()
+                .map(|seqs| &grads[seqs.start * e..seqs.end * e]);
+            let own = rows.collect::<Vec<_>>().concat();
+            self.pass(state, parts.tower.clone(), (&batch, steps), &[])?;
+            let given = [(dfeatures, &own[..])];
+            self.pass(state, parts.tower_grad.clone(), (&batch, steps), &given)?;
+        }
+        if last {
+            self.pass(state, parts.update, (&whole, steps), &[])?;
+        }
+        Ok(terms)
+    }
+
+    fn pass(
+        &mut self,
+        state: &mut TrainState,
+        nodes: Range<usize>,
+        (batch, steps): (&Batch, &[MemberStep]),
+        given: &[(ValueId, &[f32])],
+    ) -> Result<()> {
+        let pass = Pass {
+            nodes,
+            batch,
+            steps,
+            given,
+        };
+        self.exec.pass(state, &pass)
+    }
+
+    /// The objective's terms of the last pass.
+    fn terms(&self) -> [Vec<f32>; 4] {
+        let l = self.program.losses;
+        [l.image_anchor, l.mse, l.partner_anchor, l.image_partner].map(|id| self.exec.output(id))
     }
 }

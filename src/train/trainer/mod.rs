@@ -172,6 +172,7 @@ impl<'e> Trainer<'e> {
         for m in &members {
             m.config.check()?;
             batches.push(check_data(m)?);
+            check_lengths(m, &shared)?;
         }
         let model = engine.model();
         let rates = DropoutRates {
@@ -187,6 +188,7 @@ impl<'e> Trainer<'e> {
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
         let encoder = TextEncoder::new(engine, &shared.adapter)?;
         let run_name = run_name(&shared, &members, model.weights());
+        let limit = shared.max_tokens;
         let fresh = MemberProgress {
             loss_scale: 1.0,
             ..MemberProgress::default()
@@ -198,7 +200,7 @@ impl<'e> Trainer<'e> {
             members,
             batches,
             progress,
-            runner: StepRunner::new(program, exec),
+            runner: StepRunner::new(program, exec, limit),
             encoder,
             state,
             step: 0,
@@ -336,4 +338,20 @@ fn check_data(m: &Member) -> Result<Vec<Batches>> {
         Batches::new(l.train.len(), c.batch, c.seed)
     });
     batches.collect()
+}
+
+/// Fails if a text is too long for a pass: it can't be cut.
+fn check_lengths(m: &Member, shared: &Shared) -> Result<()> {
+    let texts = m
+        .languages
+        .iter()
+        .flat_map(|l| l.train.texts.iter().flatten());
+    let longest = texts.map(Vec::len).max().unwrap_or(0);
+    match shared.max_tokens {
+        Some(limit) if longest > limit => Err(bad_input!(
+            "max-tokens: found {limit}, but the longest text to train on has {longest} tokens; give \
+             at least as many"
+        )),
+        _ => Ok(()),
+    }
 }
