@@ -219,7 +219,7 @@ fn what_opendelta_has_and_we_have_not_is_named() {
     let tensors = w.read("delta/model.safetensors");
     let a = "transformer.encoder.layer.1.attention.self.query.lora.lora_A";
     let dense = "transformer.encoder.layer.0.output.dense";
-    let down = format!("{dense}.adapter.modulelist.down_proj.weight");
+    let down = format!("{dense}.low_rank_adapter.down_proj.weight");
     let prompt = "soft_prompt_layer.soft_embeds".to_string();
     let cases: [(String, Value, &str); 5] = [
         (

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::file::AdapterFile;
-use super::{Adapter, LINEAR_LAYERS, LoraConfig, ends_with};
+use super::{Adapter, LINEAR_LAYERS, LoraConfig, deltas, ends_with, initial};
 use crate::bad_input;
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -114,6 +114,16 @@ impl Found {
                 // OpenDelta's branch has a linear layer that nothing computes with.
                 continue;
             }
+            if let (Dialect::OpenDelta, Some(name)) = (dialect, deltas::own_name(&own)) {
+                let name = name.map_err(&bad)?;
+                // Both modules of a parallel adapter's pair hold it, as one or as equal copies.
+                match found.names.insert(name, full.into()) {
+                    Some(former) if file.tensor(&former)?.bytes != view.bytes => {
+                        return Err(bad(&format!("is another one than {former}")));
+                    }
+                    _ => continue,
+                }
+            }
             let name = match dialect.lora_name(&own) {
                 Some((module, factor)) if is_linear(module) => {
                     let inner_module = inner.split(".lora").next().unwrap_or(inner);
@@ -124,8 +134,9 @@ impl Found {
                 None if is_saved(&own) => own,
                 None => {
                     return Err(bad(
-                        "cannot be represented: beside LoRA, crosstune trains the blocks' \
-                         output.LayerNorm and LinearTransformation alone",
+                        "cannot be represented: beside LoRA and OpenDelta's adapters and \
+                         compacters, crosstune trains the blocks' output.LayerNorm and \
+                         LinearTransformation alone",
                     ));
                 }
             };
@@ -231,7 +242,7 @@ impl Found {
         for t in 0..state.tensors.len() {
             let (own, want) = (&state.tensors[t].name, &state.tensors[t].shape);
             let Some(name) = self.names.get(own) else {
-                if own.contains(".lora.") {
+                if initial(own, want, 0).is_some() {
                     return Err(bad_input!("{path}: has no tensor for {own}"));
                 }
                 notes.push(format!("{own} is not in it: the model's is taken"));

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::found::{Dialect, Found, Imported, keep_dropout};
-use super::{Adapter, LoraConfig};
+use super::{Adapter, LoraConfig, deltas};
 use crate::bad_input;
 use crate::error::{Error, Result};
 use crate::train::program::TextModel;
@@ -36,6 +36,8 @@ pub fn import(path: &Path, alpha: Option<f32>, model: &TextModel) -> Result<Impo
     let found = Found::read(&file, Dialect::OpenDelta, &mut notes)?;
     let adapter = Adapter {
         lora: lora(&found, &file, alpha as f32, model.config.layers)?,
+        bottleneck: deltas::bottleneck(&found, &file, &settings)?,
+        compacter: deltas::compacter(&found, &file, &settings, model.config.hidden)?,
         layer_norms: found.saved("output.LayerNorm"),
         head: found.saved("LinearTransformation"),
         ..Adapter::default()
