@@ -5,7 +5,6 @@ use crosstune::engine::{Engine, EngineOptions};
 use crosstune::exec::state::TrainState;
 use crosstune::graph::plan::{Plan, Reuse, shape_text};
 use crosstune::graph::{Bucket, Graph, ValueId};
-use crosstune::model::text::DropoutRates;
 use crosstune::train::config::Shared;
 use crosstune::train::program::TrainProgram;
 use crosstune::weights::hub;
@@ -58,12 +57,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let engine = Engine::open(&hub::resolve(&model)?, EngineOptions { threads: Some(1) })?;
     let m = engine.model();
     shared.adapter.check_model(&m.config)?;
-    let rates = DropoutRates {
-        hidden: shared.hidden_dropout.unwrap_or(m.config.hidden_dropout),
-        attention: shared
-            .attention_dropout
-            .unwrap_or(m.config.attention_dropout),
-    };
+    let rates = shared.dropout(&m.config);
     let program = TrainProgram::new(&m.config, m.head, &shared.adapter, rates);
     let graph = &*program.graph;
     let plan = largest_pass(&args, graph);

@@ -44,6 +44,9 @@ pub struct MemberProgress {
     pub loss_scale: f32,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// Why it takes no part any more, if it was given up.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// The scalar part of a checkpoint.

@@ -7,6 +7,8 @@ use crate::adapter::Adapter;
 use crate::bad_input;
 use crate::error::Result;
 use crate::eval::retrieval::Recall;
+use crate::model::text::DropoutRates;
+use crate::weights::config::TextConfig;
 
 /// What decides which evaluation was the best one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +124,14 @@ impl Default for Shared {
 }
 
 impl Shared {
+    /// The dropout that a model is trained with: as set, or else the checkpoint's own.
+    pub fn dropout(&self, model: &TextConfig) -> DropoutRates {
+        DropoutRates {
+            hidden: self.hidden_dropout.unwrap_or(model.hidden_dropout),
+            attention: self.attention_dropout.unwrap_or(model.attention_dropout),
+        }
+    }
+
     /// Checks the settings.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Evaluations while a run goes on: when they are due, and which was the best.
 
 use super::{Event, Trainer};
+use crate::adapter::file::AdapterFile;
 use crate::data::Role;
 use crate::engine::{Engine, TextEncoder};
 use crate::error::Result;
@@ -15,10 +16,16 @@ impl Trainer<'_> {
         for g in 0..self.members.len() {
             let (total, every) = (self.total_steps(g), self.members[g].config.eval_every);
             let due = self.step == total || (every > 0 && self.step.is_multiple_of(every));
-            if self.step > total || !due {
+            if self.step > total || !due || self.progress[g].failed.is_some() {
                 continue;
             }
-            let recalls = self.recalls(g)?;
+            let recalls = match self.recalls(g) {
+                Ok(recalls) => recalls,
+                Err(error) => {
+                    self.fail(g, error)?;
+                    continue;
+                }
+            };
             if recalls.is_empty() {
                 continue;
             }
@@ -71,6 +78,20 @@ impl Trainer<'_> {
     pub fn evaluate(&mut self, member: usize, items: &Examples) -> Result<Recall> {
         self.encoder.state.values = self.member_values(member);
         let role = self.members[member].config.strategy.anchor();
+        evaluate(self.engine, &mut self.encoder, items, role)
+    }
+
+    /// Recall of an adapter of this run's kind on some items, with the texts of a role.
+    ///
+    /// # Errors
+    /// If the adapter has other tensors, the items lack these texts, or a feature is not finite.
+    pub fn measure(
+        &mut self,
+        adapter: &AdapterFile,
+        items: &Examples,
+        role: Role,
+    ) -> Result<Recall> {
+        adapter.load_into(&mut self.encoder.state)?;
         evaluate(self.engine, &mut self.encoder, items, role)
     }
 

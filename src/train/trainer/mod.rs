@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 pub use self::evaluation::evaluate;
 use self::run_name::run_name;
+pub use self::run_name::{examples_hash, weights_hash};
 use super::checkpoint::{self, MemberProgress, Progress};
 use super::config::{MemberConfig, Shared};
 use super::examples::Examples;
@@ -24,7 +25,6 @@ use crate::error::{Error, Result};
 use crate::eval::retrieval::Recall;
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::state::TrainState;
-use crate::model::text::DropoutRates;
 
 /// One member: its settings and its data.
 #[derive(Clone)]
@@ -123,6 +123,18 @@ pub struct Outcome {
     pub best: Option<(AdapterFile, f64, usize)>,
     /// Steps whose update was left out.
     pub skipped: u32,
+    /// Why it was given up before its last step, if it was ([`OnFailure::Retire`]).
+    pub failed: Option<String>,
+}
+
+/// What happens to a run when a member's numbers stop being finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The run ends with an error.
+    #[default]
+    Stop,
+    /// The member takes no part from then on; the others do not notice.
+    Retire,
 }
 
 /// When to write checkpoints, and where.
@@ -147,6 +159,7 @@ pub struct Trainer<'e> {
     state: TrainState,
     step: usize,
     save: Option<SavePolicy>,
+    on_failure: OnFailure,
     run_name: String,
 }
 
@@ -175,12 +188,7 @@ impl<'e> Trainer<'e> {
             check_lengths(m, &shared)?;
         }
         let model = engine.model();
-        let rates = DropoutRates {
-            hidden: shared.hidden_dropout.unwrap_or(model.config.hidden_dropout),
-            attention: shared
-                .attention_dropout
-                .unwrap_or(model.config.attention_dropout),
-        };
+        let rates = shared.dropout(&model.config);
         let program = TrainProgram::new(&model.config, model.head, &shared.adapter, rates);
         let frozen = Arc::new(model.bind(&program.graph)?);
         let seeds: Vec<u64> = members.iter().map(|m| m.config.seed).collect();
@@ -205,6 +213,7 @@ impl<'e> Trainer<'e> {
             state,
             step: 0,
             save: None,
+            on_failure: OnFailure::Stop,
             run_name,
         })
     }
@@ -212,6 +221,11 @@ impl<'e> Trainer<'e> {
     /// Writes a checkpoint every so many steps, and when cancelled.
     pub fn save_to(&mut self, policy: SavePolicy) {
         self.save = Some(policy);
+    }
+
+    /// Chooses what a member that fails does to the others.
+    pub fn on_failure(&mut self, choice: OnFailure) {
+        self.on_failure = choice;
     }
 
     /// Goes on from a checkpoint.
@@ -268,8 +282,7 @@ impl<'e> Trainer<'e> {
         &mut self,
         on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Vec<Outcome>> {
-        let end = self.last_step();
-        while self.step < end {
+        while self.step < self.end() {
             let mut flow = ControlFlow::Continue(());
             let mut tell = |event: Event| {
                 if on_event(&event).is_break() {
@@ -282,7 +295,9 @@ impl<'e> Trainer<'e> {
                 .save
                 .as_ref()
                 .is_some_and(|s| self.step.is_multiple_of(s.every.max(1)));
-            if due || self.step == end {
+            // A member that has ended is not trained again, whenever the run is killed.
+            let ended = (0..self.members.len()).any(|g| self.total_steps(g) == self.step);
+            if due || ended || self.step >= self.end() {
                 self.save_now(&mut tell)?;
             }
             if flow.is_break() {
@@ -292,6 +307,28 @@ impl<'e> Trainer<'e> {
         }
         self.check_trained()?;
         Ok((0..self.members.len()).map(|g| self.outcome(g)).collect())
+    }
+
+    /// The step after which no member has anything left to do.
+    fn end(&self) -> usize {
+        let left = (0..self.members.len()).filter(|g| self.progress[*g].failed.is_none());
+        left.map(|g| self.total_steps(g)).max().unwrap_or(0)
+    }
+
+    /// Whether a member takes part in the next step.
+    fn takes_part(&self, g: usize) -> bool {
+        self.step < self.total_steps(g) && self.progress[g].failed.is_none()
+    }
+
+    /// Ends the run because of a member, or the member's part in it.
+    fn fail(&mut self, g: usize, error: Error) -> Result<()> {
+        match (self.on_failure, error) {
+            (OnFailure::Retire, Error::Run(why)) => {
+                self.progress[g].failed = Some(why);
+                Ok(())
+            }
+            (_, error) => Err(error),
+        }
     }
 
     fn save_now(&self, tell: &mut dyn FnMut(Event)) -> Result<()> {

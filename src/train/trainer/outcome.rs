@@ -45,6 +45,7 @@ impl Trainer<'_> {
             last,
             best,
             skipped: self.progress[g].skipped,
+            failed: self.progress[g].failed.clone(),
         }
     }
 }

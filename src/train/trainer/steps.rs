@@ -20,7 +20,7 @@ impl Trainer<'_> {
         let step = self.step;
         let n_rounds = self.members.iter().map(|m| m.languages.len()).max();
         let active: Vec<bool> = (0..self.members.len())
-            .map(|g| step < self.total_steps(g))
+            .map(|g| self.takes_part(g))
             .collect();
         let mut rounds = Vec::new();
         for l in 0..n_rounds.unwrap_or(0) {
@@ -113,7 +113,9 @@ impl Trainer<'_> {
                 seconds,
             };
             tell(Event::Step(report));
-            self.count_skips(g, &report)?;
+            if let Err(error) = self.count_skips(g, &report) {
+                self.fail(g, error)?;
+            }
         }
         Ok(())
     }
@@ -159,14 +161,16 @@ impl Trainer<'_> {
     }
 
     /// A run too short for [`MAX_SKIPS`] must not pass for a trained one.
-    pub(super) fn check_trained(&self) -> Result<()> {
-        for (g, p) in self.progress.iter().enumerate() {
-            if self.state.adam_steps[g] == 0 && p.skipped > 0 {
+    pub(super) fn check_trained(&mut self) -> Result<()> {
+        for g in 0..self.members.len() {
+            let p = &self.progress[g];
+            if self.state.adam_steps[g] == 0 && p.skipped > 0 && p.failed.is_none() {
                 let tensor = self.state.first_bad_gradient(g).unwrap_or("(none)");
-                return Err(Error::Run(format!(
+                let error = Error::Run(format!(
                     "nothing was learnt: the gradient of {tensor} was never finite; {}",
                     self.engine.blame(&self.state, g)
-                )));
+                ));
+                self.fail(g, error)?;
             }
         }
         Ok(())
