@@ -13,6 +13,7 @@ mod import;
 mod inspect;
 mod merge;
 mod method;
+mod options;
 mod plan;
 mod run_folder;
 mod term;

@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::CommandFactory;
 use crosstune::bad_input;
 use crosstune::data::Shots;
-use crosstune::error::Error;
 use crosstune::train::config::{MemberConfig, SelectBy};
 use crosstune::train::objective::{Strategy, TextLoss};
 use serde::{Deserialize, Serialize};
@@ -15,6 +13,7 @@ use serde_json::json;
 use super::data::DataArgs;
 use super::finite;
 use super::method::MethodArgs;
+use super::options;
 
 /// Options of a run. A TOML file given by --config has the same names; the command line wins.
 #[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -129,45 +128,16 @@ pub struct Recipe {
     pub threads: Option<usize>,
 }
 
-/// A stub command that knows the names of all options.
-#[derive(clap::Parser)]
-struct Names {
-    #[command(flatten)]
-    args: Args,
-}
-
 impl Args {
     /// Puts the options of a TOML file under those of the command line.
     pub fn over(self, path: &Path) -> Result<Args> {
-        let text = std::fs::read_to_string(path).map_err(Error::read(path))?;
-        let table: toml::Table = toml::from_str(&text)
-            .map_err(|e| bad_input!("{}: is not TOML: {}", path.display(), e.message()))?;
-        let names: Vec<String> = Names::command()
-            .get_arguments()
-            .filter_map(|a| a.get_long().map(String::from))
-            .filter(|n| !["help", "config", "resume"].contains(&n.as_str()))
-            .collect();
+        let origin = path.display().to_string();
+        let names = options::names();
         let mut merged = serde_json::Map::new();
-        for (key, value) in table {
-            if value.as_float().is_some_and(|x| !x.is_finite()) {
-                return Err(bad_input!(
-                    "{}: `{key}`: found {value}, expected a finite number",
-                    path.display()
-                )
-                .into());
-            }
-            let name = key.replace('_', "-");
-            if !names.contains(&name) {
-                return Err(bad_input!(
-                    "{}: unknown option `{key}`; the options are those of `crosstune train --help`",
-                    path.display()
-                )
-                .into());
-            }
-            let value = serde_json::to_value(value)?;
-            // On its own first: an error of the whole would not say which option it is.
-            serde_json::from_value::<Args>(json!({ &*name: &value }))
-                .map_err(|e| bad_input!("{}: `{key}`: {e}", path.display()))?;
+        for (key, value) in options::read(path)? {
+            let name = options::known(&origin, &key, &names, "crosstune train")?;
+            let value = options::value(&origin, &key, value)?;
+            options::check(&origin, &key, &name, &value)?;
             merged.insert(name, value);
         }
         if let serde_json::Value::Object(mine) = serde_json::to_value(&self)? {
