@@ -17,6 +17,7 @@ pub mod graph;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod sweep;
 pub mod tensor;
 pub mod text;
 pub mod train;

@@ -1,0 +1,270 @@
+//! Groups: members that share a step, as many as memory and the user allow.
+
+use super::Spec;
+use super::languages::Languages;
+use crate::bad_input;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::exec::state::TrainState;
+use crate::graph::Bucket;
+use crate::graph::plan::{Plan, Reuse};
+use crate::train::config::Shared;
+use crate::train::program::TrainProgram;
+
+/// How large a group may become.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Members of a group.
+    pub members: usize,
+    /// Bytes of its arena, values, gradients and moments.
+    pub bytes: u64,
+}
+
+/// Members that train in one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Indices of the members, in the order in which they are packed.
+    pub members: Vec<usize>,
+    /// Steps of the longest.
+    pub steps: usize,
+    /// The most tokens that a step can hold.
+    pub tokens: usize,
+    /// Bytes of arena, values, gradients and moments for that step.
+    pub bytes: u64,
+}
+
+/// What a member brings to a pass of its largest step.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    tokens: usize,
+    seqs: usize,
+    items: usize,
+}
+
+/// A member: its index, its steps, and what it brings to each of a step's passes, one a language.
+type Queued = (usize, usize, Vec<Load>);
+
+/// Sizes groups of one kind of adapter.
+struct Sizer {
+    program: TrainProgram,
+    parameters: usize,
+}
+
+/// Steps of a member: epochs times batches an epoch, of the language with the most items.
+///
+/// # Errors
+/// If a language was not read.
+pub fn steps(spec: &Spec, languages: &Languages) -> Result<usize> {
+    let mut most = 0;
+    for language in &spec.languages {
+        most = most.max(languages.get(language)?.train.len());
+    }
+    Ok(spec.config.epochs * most.div_ceil(spec.config.batch.max(1)))
+}
+
+/// Packs `chosen` members (indices into `specs`): those with equal [`Shared`] together, longer runs
+/// first, so that few wait for one; full training alone. The order is that of `specs` otherwise.
+///
+/// # Errors
+/// A member that does not fit in `limits` even alone.
+pub fn pack(
+    engine: &Engine,
+    (specs, chosen): (&[Spec], &[usize]),
+    languages: &Languages,
+    limits: Limits,
+) -> Result<Vec<Group>> {
+    if limits.members == 0 {
+        return Err(bad_input!("max-members: found 0, expected at least 1"));
+    }
+    let mut kinds: Vec<(&Shared, Vec<usize>)> = Vec::new();
+    for &i in chosen {
+        let shared = &specs[i].shared;
+        match kinds.iter_mut().find(|(kind, _)| *kind == shared) {
+            Some((_, members)) => members.push(i),
+            None => kinds.push((shared, vec![i])),
+        }
+    }
+    let mut groups = Vec::new();
+    for (shared, members) in kinds {
+        let sizer = Sizer::new(engine, shared);
+        let most = if shared.adapter.full {
+            1
+        } else {
+            limits.members
+        };
+        let mut queue = enqueue(specs, &members, languages)?;
+        queue.sort_by_key(|(_, steps, _)| std::cmp::Reverse(*steps));
+        let mut rest = &queue[..];
+        while let [(first, ..), ..] = rest {
+            let fits = |n: &usize| sizer.bytes(&rest[..*n]) <= limits.bytes;
+            let Some(n) = largest(rest.len().min(most), fits) else {
+                return Err(too_large(
+                    &specs[*first].name,
+                    sizer.bytes(&rest[..1]),
+                    limits,
+                ));
+            };
+            groups.push(sizer.group(&rest[..n]));
+            rest = &rest[n..];
+        }
+    }
+    Ok(groups)
+}
+
+/// The group of given members, as they were packed once; none if they may not share a step or do not
+/// fit in `limits`.
+///
+/// # Errors
+/// If a language was not read.
+pub fn regroup(
+    engine: &Engine,
+    (specs, members): (&[Spec], &[usize]),
+    languages: &Languages,
+    limits: Limits,
+) -> Result<Option<Group>> {
+    let [first, ..] = members else {
+        return Ok(None);
+    };
+    let shared = &specs[*first].shared;
+    if members.len() > limits.members || members.iter().any(|i| specs[*i].shared != *shared) {
+        return Ok(None);
+    }
+    let queue = enqueue(specs, members, languages)?;
+    let group = Sizer::new(engine, shared).group(&queue);
+    Ok((group.bytes <= limits.bytes).then_some(group))
+}
+
+/// The largest of 1 to `most` that `fits`, where all smaller ones of a fitting one fit.
+fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> Option<usize> {
+    if fits(&most) {
+        return Some(most);
+    }
+    let (mut good, mut bad) = (0, most);
+    while good + 1 < bad {
+        let middle = (good + bad) / 2;
+        if fits(&middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    (good > 0).then_some(good)
+}
+
+fn too_large(name: &str, bytes: u64, limits: Limits) -> crate::error::Error {
+    let gib = |n: u64| n as f64 / (1u64 << 30) as f64;
+    bad_input!(
+        "memory: {name} needs {:.3} GiB for its largest step, even alone, and {:.3} GiB are allowed; \
+         give a larger --memory, or a smaller batch",
+        gib(bytes),
+        gib(limits.bytes)
+    )
+}
+
+fn enqueue(specs: &[Spec], members: &[usize], languages: &Languages) -> Result<Vec<Queued>> {
+    let one = |i: &usize| {
+        let spec = &specs[*i];
+        let passes = spec.languages.iter();
+        let passes = passes.map(|language| largest_pass(spec, language, languages));
+        Ok((*i, steps(spec, languages)?, passes.collect::<Result<_>>()?))
+    };
+    members.iter().map(one).collect()
+}
+
+/// The most that a member can bring to a pass: its `batch` longest items of a language.
+fn largest_pass(spec: &Spec, language: &str, languages: &Languages) -> Result<Load> {
+    let train = &languages.get(language)?.train;
+    let mut tokens = vec![0; train.len()];
+    let roles = [
+        Some(spec.config.strategy.anchor()),
+        spec.config.strategy.partner(),
+    ];
+    let mut texts = 0;
+    for role in roles.into_iter().flatten() {
+        texts += 1;
+        for (sum, ids) in tokens.iter_mut().zip(train.text(role)?) {
+            *sum += ids.len();
+        }
+    }
+    tokens.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
+    let items = spec.config.batch.min(train.len());
+    Ok(Load {
+        tokens: tokens[..items].iter().sum(),
+        seqs: texts * items,
+        items,
+    })
+}
+
+impl Sizer {
+    fn new(engine: &Engine, shared: &Shared) -> Sizer {
+        let model = engine.model();
+        let rates = shared.dropout(&model.config);
+        let program = TrainProgram::new(&model.config, model.head, &shared.adapter, rates);
+        let parameters = TrainState::new(&program.graph, 0).parameters();
+        Sizer {
+            program,
+            parameters,
+        }
+    }
+
+    /// What the members together bring to each pass.
+    fn passes(members: &[Queued]) -> Vec<Load> {
+        let n = members.iter().map(|(_, _, passes)| passes.len()).max();
+        let mut sums = vec![Load::default(); n.unwrap_or(0)];
+        for (_, _, passes) in members {
+            for (sum, load) in sums.iter_mut().zip(passes) {
+                sum.tokens += load.tokens;
+                sum.seqs += load.seqs;
+                sum.items += load.items;
+            }
+        }
+        sums
+    }
+
+    /// Arena of the largest pass; four floats a parameter and member: value, gradient, moments.
+    fn bytes(&self, members: &[Queued]) -> u64 {
+        let arena = |load: &Load| {
+            let bucket = Bucket {
+                tokens: load.tokens.next_multiple_of(32).max(32),
+                seqs: load.seqs.next_multiple_of(8).max(8),
+                items: load.items.next_multiple_of(8).max(8),
+                members: members.len(),
+            };
+            4 * Plan::new(&self.program.graph, bucket, Reuse::Packed).arena_len
+        };
+        let arena = Self::passes(members).iter().map(arena).max();
+        (arena.unwrap_or(0) + 16 * self.parameters * members.len()) as u64
+    }
+
+    fn group(&self, members: &[Queued]) -> Group {
+        Group {
+            members: members.iter().map(|(i, ..)| *i).collect(),
+            steps: members
+                .iter()
+                .map(|(_, steps, _)| *steps)
+                .max()
+                .unwrap_or(0),
+            tokens: Self::passes(members).iter().map(|l| l.tokens).sum(),
+            bytes: self.bytes(members),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::largest;
+
+    #[test]
+    fn the_largest_that_fits() {
+        for most in 1..20 {
+            for limit in 0..25 {
+                let found = largest(most, |n| *n <= limit);
+                assert_eq!(
+                    found,
+                    (limit > 0).then_some(limit.min(most)),
+                    "{most} {limit}"
+                );
+            }
+        }
+    }
+}
