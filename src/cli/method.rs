@@ -172,10 +172,22 @@ impl MethodArgs {
 
     /// Fails if an option is given that the method has no use for.
     fn check_options(&self, method: Method) -> Result<()> {
+        match self.unused(method).first() {
+            None => Ok(()),
+            Some((name, methods)) => {
+                let names: Vec<String> = methods.iter().map(Method::to_string).collect();
+                let names = names.join(" or ");
+                Err(bad_input!("{name}: goes with --method {names} alone").into())
+            }
+        }
+    }
+
+    /// The given options that a method has no use for, and the methods that have one.
+    pub fn unused(&self, method: Method) -> Vec<(&'static str, &'static [Method])> {
         let lora = &[Method::Lora][..];
         let adapter = &[Method::Adapter][..];
         let compacter = &[Method::Compacter][..];
-        let options = [
+        let mut options: Vec<(&str, bool, &[Method])> = vec![
             ("rank", self.rank.is_some(), lora),
             ("alpha", self.alpha.is_some(), lora),
             ("rslora", self.rslora.is_some(), lora),
@@ -190,14 +202,11 @@ impl MethodArgs {
                 &[Method::Lora, Method::Adapter, Method::Compacter],
             ),
         ];
-        for (name, set, methods) in options {
-            if set && !methods.contains(&method) {
-                let names: Vec<String> = methods.iter().map(Method::to_string).collect();
-                let names = names.join(" or ");
-                return Err(bad_input!("{name}: goes with --method {names} alone").into());
-            }
-        }
-        Ok(())
+        options.retain(|(_, given, methods)| *given && !methods.contains(&method));
+        options
+            .into_iter()
+            .map(|(name, _, methods)| (name, methods))
+            .collect()
     }
 }
 

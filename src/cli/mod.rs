@@ -16,6 +16,8 @@ mod method;
 mod options;
 mod plan;
 mod run_folder;
+mod sweep;
+mod sweep_args;
 mod term;
 mod train;
 mod train_args;
@@ -67,6 +69,8 @@ enum Command {
     Demo(demo::Args),
     /// Adapt a model to a language.
     Train(Box<train::Args>),
+    /// Train a grid of settings, many members in one step, and lay their results out in a table.
+    Sweep(Box<sweep::Args>),
     /// Measure retrieval per language, with or without an adapter.
     Eval(Box<eval::Args>),
     /// Turn texts into features.
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(args) => demo::run(args, output),
         Command::Train(args) => train::run(*args, output),
+        Command::Sweep(args) => sweep::run(*args, output),
         Command::Eval(args) => eval::run(*args, output),
         Command::Encode(args) => encode::run(args, output),
         Command::Plan(args) => plan::run(*args, output),

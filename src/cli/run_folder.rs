@@ -26,11 +26,7 @@ impl RunFolder {
         if path.exists() && !path.is_dir() {
             return Err(bad_input!("{file}: is a file, expected a folder").into());
         }
-        let taken = path.is_dir()
-            && fs::read_dir(path)
-                .map_err(Error::read(path))?
-                .any(|entry| !entry.is_ok_and(|e| is_temporary(&e.file_name())));
-        if taken {
+        if path.is_dir() && Self::holds_files(path)? {
             return Err(bad_input!(
                 "{file}: already exists and is not empty; choose another --out, or go on with the \
                  run in it by --resume"
@@ -42,6 +38,12 @@ impl RunFolder {
         // A file without a name: it leaves nothing, whatever happens.
         tempfile::tempfile_in(above.unwrap_or(Path::new("."))).map_err(|e| cannot_make(path, e))?;
         Ok(())
+    }
+
+    /// Whether a folder holds more than what had been half written.
+    pub fn holds_files(path: &Path) -> Result<bool> {
+        let mut entries = fs::read_dir(path).map_err(Error::read(path))?;
+        Ok(entries.any(|entry| !entry.is_ok_and(|e| is_temporary(&e.file_name()))))
     }
 
     /// Makes a new folder; one that holds a run already is refused.

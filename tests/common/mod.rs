@@ -4,6 +4,7 @@
 
 pub mod adapters;
 pub mod golden;
+pub mod sweep;
 pub mod tiny;
 pub mod world;
 

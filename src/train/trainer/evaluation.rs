@@ -91,7 +91,7 @@ impl Trainer<'_> {
         items: &Examples,
         role: Role,
     ) -> Result<Recall> {
-        adapter.load_into(&mut self.encoder.state)?;
+        adapter.load_into(&mut self.encoder.state, 0)?;
         evaluate(self.engine, &mut self.encoder, items, role)
     }
 
