@@ -407,3 +407,33 @@ fn every_help_teaches_by_an_example() {
     assert!(top.contains("Exit codes: 0 done"));
     assert!(w.run(["--version"]).ok().stdout.starts_with("crosstune "));
 }
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program() {
+    use std::os::unix::process::ExitStatusExt;
+    let w = World::new();
+    let commands: [&[&str]; 6] = [
+        &["inspect", "model"],
+        &["inspect", "model", "--json"],
+        &["plan", "--model=model"],
+        &["doctor"],
+        &["--help"],
+        &["eval", "--model=model", "--lang=all", DATA[0], DATA[1]],
+    ];
+    for args in commands {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = w.command(args.iter().chain(&["--quiet"]));
+        let child = command
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn();
+        // It holds the writing end too.
+        drop(command);
+        let ended = child.and_then(|c| c.wait_with_output()).expect("it ends");
+        // By SIGPIPE, which a shell reports as 141.
+        assert_eq!(ended.status.signal(), Some(13), "{args:?}");
+        let stderr = String::from_utf8(ended.stderr).expect("UTF-8");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -76,6 +78,11 @@ struct Value {
 }
 
 fn main() -> Result<()> {
+    // Rust ignores SIGPIPE, and printing then panics where `| head` has closed the pipe: the command
+    // ends by the signal instead, as others do.
+    let always = Arc::new(AtomicBool::new(true));
+    signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always)
+        .context("cannot listen to SIGPIPE")?;
     let args = Args::parse();
     let text = fs::read_to_string(&args.file)
         .with_context(|| format!("cannot read {}", args.file.display()))?;
