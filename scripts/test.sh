@@ -36,11 +36,14 @@ fi
 bash scripts/cuda.sh
 cargo test --locked
 # The feature adds modules and changes none of those tested above, so whole runs are not repeated
-# with it: the library's own tests, its examples in docs, and the test files that name the feature.
-with_feature=(--lib)
-for file in $(grep -l 'feature = "cuda"' tests/*.rs); do
+# with it: the library's own tests, the test files that name the feature, the examples in docs. The
+# virtual machine's tests go with them: built apart, its dependencies would have fewer features, and
+# all of it be compiled again.
+cargo test --locked --features cuda --lib
+with_feature=()
+for file in $(grep -l 'feature = "cuda"' tests/*.rs) ptxvm/tests/*.rs; do
     with_feature+=(--test "$(basename "$file" .rs)")
 done
-cargo test --locked --features cuda "${with_feature[@]}"
-cargo test --locked --features cuda --doc
-cargo test --locked -p ptxvm
+both=(--locked --package crosstune --package ptxvm --features crosstune/cuda)
+cargo test "${both[@]}" "${with_feature[@]}"
+cargo test "${both[@]}" --doc
