@@ -76,16 +76,6 @@ __forceinline__ __device__ void merge(float& max, float& sum, float other_max, f
     max = top;
 }
 
-__forceinline__ __device__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__forceinline__ __device__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 }  // namespace
 
 // A block has 64 rows of one side against all of the other; logits live in registers.

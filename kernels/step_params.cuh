@@ -36,6 +36,13 @@ struct alignas(16) TokenParams {
     unsigned seq;
 };
 
+struct alignas(16) SeqParams {
+    int first;         // of its tokens
+    int len;           // tokens
+    unsigned member;
+    unsigned what;     // role << 20 | item
+};
+
 // The last member whose start, as `start(member)` tells it, is at most `idx`; members without rows
 // share the start of the next one and are skipped.
 template <class Start>

@@ -1,4 +1,4 @@
-// Eight f16 at a time between memory (16 bytes) and f32 registers, and sums over a warp.
+// Eight f16 at a time between memory (16 bytes) and f32 registers, and sums over a warp or its quads.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -29,4 +29,15 @@ __forceinline__ __device__ float warp_sum(float x) {
 #pragma unroll
     for (int lane = 16; lane > 0; lane >>= 1) x += __shfl_xor_sync(~0u, x, lane);
     return x;
+}
+
+// Over lanes 4 g to 4 g + 3, which share a row of an mma16816; the same bits in all four.
+__forceinline__ __device__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__forceinline__ __device__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
 }

@@ -2,6 +2,8 @@
 //! a GPU with `CROSSTUNE_TEST_DEVICE=cuda:0`.
 #![cfg(feature = "cuda")]
 
+#[path = "kernels/attention.rs"]
+mod attention;
 #[path = "kernels/contrastive.rs"]
 mod contrastive;
 #[path = "kernels/counters.rs"]
@@ -46,6 +48,9 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "linear.dinp",     error: 2e-3, nmse: 3e-7  }, // 3.7e-4, 5.3e-8
     Limit { name: "linear.dlora_a",  error: 4e-3, nmse: 2e-7  }, // 8.1e-4, 4.4e-8
     Limit { name: "linear.dlora_b",  error: 4e-3, nmse: 8e-6  }, // 8.1e-4, 1.8e-6
+    Limit { name: "attention.out",        error: 2e-3, nmse: 2e-7  }, // 5.9e-4, 5.3e-8
+    Limit { name: "attention.lse",        error: 1e-6, nmse: 3e-13 }, // 3.0e-7, 6.5e-14
+    Limit { name: "attention.dqkv",       error: 1e-2, nmse: 4e-7  }, // 2.3e-3, 9.8e-8
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
     Limit { name: "contrastive.loss",     error: 2e-5, nmse: 3e-10 }, // 3.8e-6, 5.7e-11
     Limit { name: "contrastive.lse",      error: 2e-6, nmse: 4e-13 }, // 3.0e-7, 9.0e-14

@@ -45,6 +45,16 @@ struct TokenParams {
     seq: u32,
 }
 
+/// `SeqParams`
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(16))]
+struct SeqParams {
+    first: u32,
+    len: u32,
+    member: u32,
+    what: u32,
+}
+
 /// The index of a kind of rows in `n_rows` and `rows`.
 pub(super) fn kind(rows: Rows) -> usize {
     match rows {
@@ -54,22 +64,28 @@ pub(super) fn kind(rows: Rows) -> usize {
     }
 }
 
-/// The block on the device: the counts, the members, the tokens, one after the other.
+/// The block on the device: the counts, the members, the tokens, the texts, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct StepBuffer {
     ptr: DevicePtr,
     bucket: Bucket,
+    longest: usize,
 }
 
 impl StepBuffer {
     /// Bytes of the block of a bucket.
     pub fn bytes(bucket: &Bucket) -> usize {
-        tokens_at(bucket) + bucket.tokens * size_of::<TokenParams>()
+        seqs_at(bucket) + bucket.seqs * size_of::<SeqParams>()
     }
 
-    /// The block at `ptr`, an allocation of [`StepBuffer::bytes`].
-    pub fn new(ptr: DevicePtr, bucket: Bucket) -> StepBuffer {
-        StepBuffer { ptr, bucket }
+    /// The block at `ptr`, an allocation of [`StepBuffer::bytes`], for texts of up to `longest`
+    /// tokens.
+    pub fn new(ptr: DevicePtr, bucket: Bucket, longest: usize) -> StepBuffer {
+        StepBuffer {
+            ptr,
+            bucket,
+            longest,
+        }
     }
 
     /// The bucket it is for.
@@ -80,6 +96,11 @@ impl StepBuffer {
     /// Rows of the bucket.
     pub fn rows(&self, rows: Rows) -> usize {
         [self.bucket.tokens, self.bucket.seqs, self.bucket.items][kind(rows)]
+    }
+
+    /// Tokens of the longest text that a step may have.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Blocks that chunks of tokens can take: a member's last one may be short.
@@ -100,43 +121,66 @@ impl StepBuffer {
         self.ptr.offset(tokens_at(&self.bucket))
     }
 
+    pub(super) fn seqs(&self) -> DevicePtr {
+        self.ptr.offset(seqs_at(&self.bucket))
+    }
+
     /// Copies a step in.
     ///
     /// # Errors
-    /// If the step is larger than the bucket, or the copy fails.
+    /// If the step is larger than the bucket or a text longer than the longest, or the copy fails.
     pub fn upload(&self, driver: &dyn Driver, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
         driver.copy_in(self.ptr, &self.pack(batch, steps)?)
     }
 
-    fn pack(&self, batch: &Batch, steps: &[MemberStep]) -> Result<Vec<u8>> {
+    /// Whether a step fits.
+    fn check(&self, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
         let n_rows = [batch.tokens(), batch.seqs(), batch.items()];
-        let b = &self.bucket;
+        let (b, longest) = (&self.bucket, batch.longest());
         let room = [b.tokens, b.seqs, b.items];
         let members = (batch.members.len(), steps.len());
-        if n_rows.iter().zip(room).any(|(n, room)| *n > room) || members != (b.members, b.members) {
-            return Err(DriverError::Failed {
-                call: "step".into(),
-                reason: format!(
-                    "{n_rows:?} tokens, texts and items of {members:?} members do not fit {b:?}"
-                ),
-            });
+        let fits = n_rows.iter().zip(room).all(|(n, room)| *n <= room);
+        if fits && longest <= self.longest && members == (b.members, b.members) {
+            return Ok(());
         }
-        let mut out = vec![0u8; StepBuffer::bytes(b)];
+        Err(DriverError::Failed {
+            call: "step".into(),
+            reason: format!(
+                "{n_rows:?} tokens, texts and items of {members:?} members, the longest text of \
+                 {longest} tokens, do not fit {b:?} and {} tokens",
+                self.longest
+            ),
+        })
+    }
+
+    fn pack(&self, batch: &Batch, steps: &[MemberStep]) -> Result<Vec<u8>> {
+        self.check(batch, steps)?;
+        let b = &self.bucket;
         let head = StepParams {
-            n_rows: n_rows.map(|n| n as u32),
+            n_rows: [batch.tokens(), batch.seqs(), batch.items()].map(|n| n as u32),
             n_members: b.members as u32,
         };
         let tokens: Vec<TokenParams> = (0..batch.tokens()).map(|t| token(batch, t)).collect();
-        let parts = [bytes_of(&head), cast_slice(&members_of(batch, steps))].concat();
-        out[..parts.len()].copy_from_slice(&parts);
-        let tokens: &[u8] = cast_slice(&tokens);
-        out[tokens_at(b)..][..tokens.len()].copy_from_slice(tokens);
+        let seqs: Vec<SeqParams> = (0..batch.seqs()).map(|s| seq(batch, s)).collect();
+        let mut out = vec![0u8; StepBuffer::bytes(b)];
+        let mut put = |at: usize, part: &[u8]| out[at..][..part.len()].copy_from_slice(part);
+        put(0, bytes_of(&head));
+        put(
+            size_of::<StepParams>(),
+            cast_slice(&members_of(batch, steps)),
+        );
+        put(tokens_at(b), cast_slice(&tokens));
+        put(seqs_at(b), cast_slice(&seqs));
         Ok(out)
     }
 }
 
 fn tokens_at(bucket: &Bucket) -> usize {
     size_of::<StepParams>() + bucket.members * size_of::<MemberParams>()
+}
+
+fn seqs_at(bucket: &Bucket) -> usize {
+    tokens_at(bucket) + bucket.tokens * size_of::<TokenParams>()
 }
 
 fn members_of(batch: &Batch, steps: &[MemberStep]) -> Vec<MemberParams> {
@@ -162,11 +206,25 @@ fn members_of(batch: &Batch, steps: &[MemberStep]) -> Vec<MemberParams> {
 
 fn token(batch: &Batch, t: usize) -> TokenParams {
     let seq = batch.token_seq[t];
-    let (role, item) = (batch.roles[seq as usize], batch.seq_items[seq as usize]);
     TokenParams {
         member: batch.seq_member[seq as usize],
         place: batch.places[t],
-        what: u32::from(role) << 20 | (item & 0xF_FFFF),
+        what: what(batch, seq as usize),
         seq,
     }
+}
+
+fn seq(batch: &Batch, seq: usize) -> SeqParams {
+    let range = batch.segment(seq);
+    SeqParams {
+        first: range.start as u32,
+        len: range.len() as u32,
+        member: batch.seq_member[seq],
+        what: what(batch, seq),
+    }
+}
+
+/// Names a text's random numbers, but for site and place.
+fn what(batch: &Batch, seq: usize) -> u32 {
+    u32::from(batch.roles[seq]) << 20 | (batch.seq_items[seq] & 0xF_FFFF)
 }

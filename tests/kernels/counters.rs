@@ -4,6 +4,7 @@ use crosstune::cuda::ops::linear::Tile;
 use crosstune::ops::contrastive::Pair;
 use crosstune::text::pack::Rows;
 
+use crate::attention::Heads;
 use crate::contrastive::Loss;
 use crate::gelu::Gelu;
 use crate::layer_norm::{Norm, Params};
@@ -39,6 +40,17 @@ fn memory_bound_kernels_move_what_they_need() {
         in_place: false,
     };
     frugal(&gelu, REAL, (1.0, 0.0));
+}
+
+/// What is moved in vain are log-sum-exps: 4 bytes of a sector of 32, which its neighbours are in.
+#[test]
+fn attention_has_no_bank_conflicts() {
+    let case = Heads {
+        heads: 2,
+        size: 64,
+        drop: Some(0.1),
+    };
+    frugal(&case, REAL, (1.05, 0.0));
 }
 
 /// The little that is moved in vain is low-rank: rows of 16 bytes.

@@ -233,7 +233,7 @@ fn layer_norm_draws_the_mask_of_the_cpu() {
         in_place: false,
     };
     let world = World::new(SEVERAL);
-    let d = Device::new(world.batch.bucket(), None);
+    let d = Device::of(&world, None);
     load(&case, &d, &world);
     let n = world.count(Rows::Tokens) * 37;
     d.rows("inp", Rows::Tokens, 37, &vec![1.0; n]);
@@ -250,7 +250,7 @@ fn layer_norm_draws_the_mask_of_the_cpu() {
 fn layer_norm_refuses_what_does_not_fit() {
     let case = cases(37)[0];
     let world = World::new(ONE);
-    let d = Device::new(world.batch.bucket(), None);
+    let d = Device::of(&world, None);
     load(&case, &d, &world);
     d.f32("narrow", 0, 36, &[0.0; 36]);
     let op = Forward {

@@ -292,7 +292,7 @@ fn linear_keeps_a_members_infinities_to_itself() {
     let case = layer(40, 24, 8, Tile::Small);
     let world = World::new(SEVERAL);
     let sound = outputs(&case, SEVERAL);
-    let d = Device::new(world.batch.bucket(), None);
+    let d = Device::of(&world, None);
     load(&case, &d, &world);
     let mut b = case.lora_b(&world);
     b[..24 * 8].fill(f32::INFINITY);
@@ -312,7 +312,7 @@ fn linear_keeps_a_members_infinities_to_itself() {
 fn linear_writes_columns_of_something_wider() {
     let case = layer(40, 24, 8, Tile::Small);
     let world = World::new(ALONE);
-    let d = Device::new(world.batch.bucket(), None);
+    let d = Device::of(&world, None);
     load(&case, &d, &world);
     let wide = d.poison_rows("wide", Rows::Tokens, 72);
     let own = DeviceTensor {

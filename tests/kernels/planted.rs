@@ -46,7 +46,7 @@ impl Plant<'_> {
     /// Runs the changed kernel: the fault must be of this kind, and at a line that holds `source`.
     fn is_found(&self, case: &dyn Case, members: &[Member], kind: &str, source: &str) {
         let world = World::new(members);
-        let d = Device::new(world.batch.bucket(), None);
+        let d = Device::of(&world, None);
         let Some(vm) = d.vm() else {
             println!("skipped: a GPU takes no edited kernels and finds no faults");
             return;

@@ -25,3 +25,18 @@ fn activations_move_in_16_bytes() {
         assert!(file.ptx.contains("st.global.v4"), "{}", file.name);
     }
 }
+
+/// Warps hide each other's waits: so many registers a thread let eight warps of every kernel, and
+/// twelve of attention with heads of 64, live on a multiprocessor of 65,536.
+#[test]
+fn registers_leave_room_for_other_blocks() {
+    for r in FILES.iter().flat_map(|f| f.resources()) {
+        let limit = match r.kernel.as_str() {
+            "attention_forward_64_f16" => 128,
+            "attention_backward_queries_64_f16" => 128,
+            "attention_backward_64_f16" => 168,
+            _ => 255,
+        };
+        assert!(r.registers <= limit, "{r:?}");
+    }
+}

@@ -42,6 +42,9 @@ pub const SEVERAL: &[Member] = &[
 /// About 200 tokens.
 pub const REAL: &[Member] = &[Member(5, true, 40, 7)];
 
+/// A bucket and the longest text in it.
+type Room = (Bucket, usize);
+
 /// A step.
 pub struct World {
     pub batch: Batch,
@@ -53,7 +56,8 @@ impl World {
     pub fn new(members: &[Member]) -> World {
         let ids = vec![7u32; 512];
         let text = |m: &Member, role: u8, item: usize| {
-            let len = 1 + (m.3 as usize * 31 + item * 17 + role as usize * 5 + m.2 - 1) % m.2;
+            let at = m.3 as usize * 31 + item * 17 + role as usize * 5;
+            let len = 1 + (at + m.2 - 1) % m.2;
             Text {
                 ids: &ids[..len],
                 role,
@@ -113,6 +117,11 @@ impl World {
         round(shifted)
     }
 
+    /// The smallest room that holds it.
+    fn room(&self) -> Room {
+        (self.batch.bucket(), self.batch.longest())
+    }
+
     pub fn count(&self, rows: Rows) -> usize {
         self.batch.rows(rows)
     }
@@ -157,7 +166,12 @@ fn driver(order_seed: Option<u64>) -> Result<Opened> {
 }
 
 impl Device {
-    pub fn new(bucket: Bucket, order_seed: Option<u64>) -> Device {
+    /// For a step in its own bucket.
+    pub fn of(world: &World, order_seed: Option<u64>) -> Device {
+        Device::new(world.room(), order_seed)
+    }
+
+    fn new((bucket, longest): Room, order_seed: Option<u64>) -> Device {
         let (driver, vm) = driver(order_seed).expect("a device");
         let ptr = driver
             .alloc(StepBuffer::bytes(&bucket), "step")
@@ -165,7 +179,7 @@ impl Device {
         Device {
             driver,
             vm,
-            step: StepBuffer::new(ptr, bucket),
+            step: StepBuffer::new(ptr, bucket, longest),
             tensors: RefCell::default(),
         }
     }
@@ -357,8 +371,8 @@ pub trait Case: std::fmt::Debug {
     fn want(&self, world: &World) -> Vec<Vec<f64>>;
 }
 
-fn run(case: &dyn Case, world: &World, bucket: Bucket, order_seed: Option<u64>) -> Vec<Out> {
-    let d = Device::new(bucket, order_seed);
+fn run(case: &dyn Case, world: &World, room: Room, order_seed: Option<u64>) -> Vec<Out> {
+    let d = Device::new(room, order_seed);
     load(case, &d, world);
     if let Err(e) = case.launch(&d) {
         panic!("{case:?}: {e}");
@@ -378,13 +392,13 @@ pub fn load(case: &dyn Case, d: &Device, world: &World) {
 /// What a case gives for a step of `members` in its own bucket.
 pub fn outputs(case: &dyn Case, members: &[Member]) -> Vec<Out> {
     let world = World::new(members);
-    run(case, &world, world.batch.bucket(), None)
+    run(case, &world, world.room(), None)
 }
 
 /// The kernels give what the loops give.
 pub fn agrees(case: &dyn Case, members: &[Member]) {
     let world = World::new(members);
-    let got = run(case, &world, world.batch.bucket(), None);
+    let got = run(case, &world, world.room(), None);
     let want = case.want(&world);
     assert_eq!(got.len(), want.len());
     for (got, want) in got.iter().zip(&want) {
@@ -436,7 +450,7 @@ fn compare(case: &dyn Case, world: &World, got: &Out, want: &[f64]) {
 /// By kernel, what the virtual machine counted; nothing on a GPU.
 pub fn counted(case: &dyn Case, members: &[Member]) -> BTreeMap<String, Counters> {
     let world = World::new(members);
-    let d = Device::new(world.batch.bucket(), None);
+    let d = Device::of(&world, None);
     load(case, &d, &world);
     case.launch(&d).expect("launched");
     d.vm().map_or_else(BTreeMap::new, VmDriver::take_counters)
@@ -445,9 +459,9 @@ pub fn counted(case: &dyn Case, members: &[Member]) -> BTreeMap<String, Counters
 /// Again, and with blocks and warps in other orders: the same bytes.
 pub fn repeats(case: &dyn Case, members: &[Member]) {
     let world = World::new(members);
-    let first = run(case, &world, world.batch.bucket(), None);
+    let first = run(case, &world, world.room(), None);
     for seed in [None, Some(1), Some(2)] {
-        let again = run(case, &world, world.batch.bucket(), seed);
+        let again = run(case, &world, world.room(), seed);
         for (a, b) in first.iter().zip(&again) {
             assert!(
                 a.bits() == b.bits(),
@@ -461,10 +475,10 @@ pub fn repeats(case: &dyn Case, members: &[Member]) {
 /// Each member alone gives the bytes that it gives in company.
 pub fn alone_as_in_company(case: &dyn Case, members: &[Member]) {
     let world = World::new(members);
-    let company = run(case, &world, world.batch.bucket(), None);
+    let company = run(case, &world, world.room(), None);
     for g in 0..members.len() {
         let own = World::new(&members[g..=g]);
-        let alone = run(case, &own, own.batch.bucket(), None);
+        let alone = run(case, &own, own.room(), None);
         for (a, b) in alone.iter().zip(&company) {
             let same = a.of_member(&own, 0) == b.of_member(&world, g);
             assert!(same, "{case:?}: {} of member {g}", a.name);
@@ -475,12 +489,12 @@ pub fn alone_as_in_company(case: &dyn Case, members: &[Member]) {
 /// A captured step replayed with other true sizes equals launches one by one.
 pub fn replays(case: &dyn Case, steps: &[&[Member]]) {
     let worlds: Vec<World> = steps.iter().map(|m| World::new(m)).collect();
-    let bucket = worlds
+    let room = worlds
         .iter()
-        .map(|w| w.batch.bucket())
-        .reduce(|a, b| a.max(&b))
+        .map(World::room)
+        .reduce(|a, b| (a.0.max(&b.0), a.1.max(b.1)))
         .expect("steps");
-    let d = Device::new(bucket, None);
+    let d = Device::new(room, None);
     let driver = d.context().driver;
     load(case, &d, &worlds[0]);
     driver.begin_capture().expect("a capture");
@@ -490,7 +504,7 @@ pub fn replays(case: &dyn Case, steps: &[&[Member]]) {
         load(case, &d, world);
         driver.replay(graph).expect("a replay");
         let replayed = case.read(&d, world);
-        let launched = run(case, world, bucket, None);
+        let launched = run(case, world, room, None);
         for (a, b) in replayed.iter().zip(&launched) {
             assert!(a.bits() == b.bits(), "{case:?}: {} replayed", a.name);
         }

@@ -1,6 +1,6 @@
 //! Launches of `kernels/layer_norm.cu`.
 
-use super::{Check, Context, DeviceTensor, Launch, int, ptr};
+use super::{Check, Context, DeviceTensor, Launch, dropout, int, ptr};
 use crate::cuda::{Arg, Result};
 use crate::ops::philox::Dropout;
 use crate::tensor::Dtype;
@@ -202,22 +202,17 @@ fn width(check: Check, c: usize) -> Result<()> {
 }
 
 /// (C) or (G, C), f16 or f32.
-fn param(check: Check, cx: Context<'_>, name: &str, t: &DeviceTensor, c: usize) -> Result<()> {
+fn param(
+    check: Check,
+    cx: Context<'_>,
+    name: &str,
+    t: &DeviceTensor,
+    c: usize,
+) -> Result<()> {
     let members = cx.step.bucket().members;
     let shape = t.rows == 1 && t.cols == c && (t.members == 0 || t.members == members);
     let dtype = t.dtype == Dtype::F32 || t.dtype == Dtype::F16;
     check.that(shape && dtype && t.ptr.0.is_multiple_of(16), || {
         format!("{name} is {t:?}, expected (C) or (G, C) = ({members}, {c}), F16 or F32")
-    })
-}
-
-fn dropout(dropout: Option<Dropout>) -> [Arg; 3] {
-    let none = [Arg::U32(0), Arg::F32(1.0), Arg::U32(0)];
-    dropout.map_or(none, |d| {
-        [
-            Arg::U32(d.threshold()),
-            Arg::F32(d.scale()),
-            Arg::U32(d.site),
-        ]
     })
 }

@@ -1,6 +1,7 @@
 //! Launch wrappers: each checks every tensor against its kernel's contract, computes the grid for
 //! the bucket and launches. They never allocate and never wait.
 
+pub mod attention;
 pub mod contrastive;
 pub mod gelu;
 pub mod layer_norm;
@@ -8,6 +9,7 @@ pub mod linear;
 
 use super::step_params::{StepBuffer, kind};
 use super::{Arg, DevicePtr, Driver, DriverError, Geometry, Result, embedded};
+use crate::ops::philox::Dropout;
 use crate::tensor::Dtype;
 use crate::text::pack::Rows;
 
@@ -227,4 +229,16 @@ fn int(n: usize) -> Arg {
 
 fn rows_arg(rows: Rows) -> Arg {
     int(kind(rows))
+}
+
+/// Threshold, scale and site of a dropout; without one, all is kept.
+fn dropout(dropout: Option<Dropout>) -> [Arg; 3] {
+    let none = [Arg::U32(0), Arg::F32(1.0), Arg::U32(0)];
+    dropout.map_or(none, |d| {
+        [
+            Arg::U32(d.threshold()),
+            Arg::F32(d.scale()),
+            Arg::U32(d.site),
+        ]
+    })
 }
