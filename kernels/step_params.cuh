@@ -18,6 +18,8 @@ struct alignas(16) MemberParams {
     unsigned tile_start;       // tiles of ITEM_TILE items of the members before
     float weights[3];          // of image-anchor, partner-anchor, image-partner
     unsigned stop_partner;     // 1: partners take no gradient
+    float mse;                 // weight of the squared error
+    unsigned unused[3];
 };
 
 // Followed in memory by MemberParams[n_members].

@@ -10,12 +10,18 @@ mod contrastive;
 mod counters;
 #[path = "kernels/gelu.rs"]
 mod gelu;
+#[path = "kernels/l2_norm.rs"]
+mod l2_norm;
 #[path = "kernels/layer_norm.rs"]
 mod layer_norm;
 #[path = "kernels/linear.rs"]
 mod linear;
+#[path = "kernels/mse.rs"]
+mod mse;
 #[path = "kernels/planted.rs"]
 mod planted;
+#[path = "kernels/pool.rs"]
+mod pool;
 #[path = "kernels/resources.rs"]
 mod resources;
 #[path = "kernels/rig.rs"]
@@ -52,6 +58,13 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "attention.lse",        error: 1e-6, nmse: 3e-13 }, // 3.0e-7, 6.5e-14
     Limit { name: "attention.dqkv",       error: 1e-2, nmse: 4e-7  }, // 2.3e-3, 9.8e-8
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
+    Limit { name: "pool.out",             error: 1e-3, nmse: 2e-7  }, // 3.8e-4, 4.9e-8
+    Limit { name: "pool.dinp",            error: 1e-3, nmse: 1e-7  }, // 2.9e-4, 3.9e-8
+    Limit { name: "l2_norm.out",          error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.9e-8
+    Limit { name: "l2_norm.norm",         error: 1e-7, nmse: 8e-15 }, // 3.2e-8, 1.6e-15
+    Limit { name: "l2_norm.dinp",         error: 2e-3, nmse: 2e-7  }, // 4.8e-4, 5.2e-8
+    Limit { name: "mse.loss",             error: 2e-7, nmse: 3e-14 }, // 4.4e-8, 7.6e-15
+    Limit { name: "mse.dtext",            error: 1e-3, nmse: 2e-7  }, // 3.6e-4, 4.6e-8
     Limit { name: "contrastive.loss",     error: 2e-5, nmse: 3e-10 }, // 3.8e-6, 5.7e-11
     Limit { name: "contrastive.lse",      error: 2e-6, nmse: 4e-13 }, // 3.0e-7, 9.0e-14
     Limit { name: "contrastive.dtext",    error: 2e-3, nmse: 3e-7  }, // 3.8e-4, 6.2e-8

@@ -33,6 +33,8 @@ struct MemberParams {
     tile_start: u32,
     weights: [f32; 3],
     stop_partner: u32,
+    mse: f32,
+    unused: [u32; 3],
 }
 
 /// `TokenParams`
@@ -196,6 +198,8 @@ fn members_of(batch: &Batch, steps: &[MemberStep]) -> Vec<MemberParams> {
             tile_start,
             weights: [w.image_anchor, w.partner_anchor, w.image_partner],
             stop_partner: w.stop_partner.into(),
+            mse: w.mse,
+            unused: [0; 3],
         };
         chunk_start += m.tokens.len().div_ceil(CHUNK) as u32;
         tile_start += m.items.len().div_ceil(ITEM_TILE) as u32;

@@ -7,8 +7,11 @@ use crosstune::text::pack::Rows;
 use crate::attention::Heads;
 use crate::contrastive::Loss;
 use crate::gelu::Gelu;
+use crate::l2_norm::Unit;
 use crate::layer_norm::{Norm, Params};
 use crate::linear::layer;
+use crate::mse::Mse;
+use crate::pool::Pool;
 use crate::rig::*;
 
 /// Asserts that no launch of a case moves more than `sectors` times what its bytes fill, nor has
@@ -40,6 +43,14 @@ fn memory_bound_kernels_move_what_they_need() {
         in_place: false,
     };
     frugal(&gelu, REAL, (1.0, 0.0));
+    frugal(&Pool { c: 768 }, REAL, (1.0, 0.0));
+    let unit = Unit {
+        rows: Rows::Seqs,
+        e: 512,
+        in_place: false,
+    };
+    frugal(&unit, REAL, (1.0, 0.0));
+    frugal(&Mse { e: 512 }, REAL, (1.0, 0.0));
 }
 
 /// What is moved in vain are log-sum-exps: 4 bytes of a sector of 32, which its neighbours are in.

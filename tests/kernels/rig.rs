@@ -78,7 +78,8 @@ impl World {
             step: 7 + m.3 as u32,
             weights: LossWeights {
                 image_anchor: 1.0 + m.3 as f32 / 8.0,
-                mse: 0.0,
+                // The fourth has no use for it.
+                mse: if m.3 == 4 { 0.0 } else { 0.75 },
                 partner_anchor: 0.5,
                 // The fifth has no use for it: it is not computed.
                 image_partner: if m.3 == 5 { 0.0 } else { 0.25 },

@@ -4,8 +4,11 @@
 pub mod attention;
 pub mod contrastive;
 pub mod gelu;
+pub mod l2_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod mse;
+pub mod pool;
 
 use super::step_params::{StepBuffer, kind};
 use super::{Arg, DevicePtr, Driver, DriverError, Geometry, Result, embedded};
