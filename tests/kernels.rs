@@ -2,6 +2,8 @@
 //! a GPU with `CROSSTUNE_TEST_DEVICE=cuda:0`.
 #![cfg(feature = "cuda")]
 
+#[path = "kernels/activation.rs"]
+mod activation;
 #[path = "kernels/attention.rs"]
 mod attention;
 #[path = "kernels/contrastive.rs"]
@@ -58,6 +60,8 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "attention.lse",        error: 1e-6, nmse: 3e-13 }, // 3.0e-7, 6.5e-14
     Limit { name: "attention.dqkv",       error: 1e-2, nmse: 4e-7  }, // 2.3e-3, 9.8e-8
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
+    Limit { name: "activation.out",       error: 1e-3, nmse: 1e-7  }, // 2.8e-4, 2.9e-8
+    Limit { name: "activation.dinp",      error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.2e-8
     Limit { name: "pool.out",             error: 1e-3, nmse: 2e-7  }, // 3.8e-4, 4.9e-8
     Limit { name: "pool.dinp",            error: 1e-3, nmse: 1e-7  }, // 2.9e-4, 3.9e-8
     Limit { name: "l2_norm.out",          error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.9e-8

@@ -1,9 +1,11 @@
 //! What the virtual machine counts, exactly: sectors moved for nothing, bank conflicts, matrix FLOPs.
 
 use crosstune::cuda::ops::linear::Tile;
+use crosstune::ops::activation::Kind;
 use crosstune::ops::contrastive::Pair;
 use crosstune::text::pack::Rows;
 
+use crate::activation::Act;
 use crate::attention::Heads;
 use crate::contrastive::Loss;
 use crate::gelu::Gelu;
@@ -43,6 +45,14 @@ fn memory_bound_kernels_move_what_they_need() {
         in_place: false,
     };
     frugal(&gelu, REAL, (1.0, 0.0));
+    for kind in [Kind::GeluTanh, Kind::Relu] {
+        let act = Act {
+            kind,
+            c: 24,
+            in_place: true,
+        };
+        frugal(&act, REAL, (1.0, 0.0));
+    }
     frugal(&Pool { c: 768 }, REAL, (1.0, 0.0));
     let unit = Unit {
         rows: Rows::Seqs,

@@ -1,6 +1,7 @@
 //! Launch wrappers: each checks every tensor against its kernel's contract, computes the grid for
 //! the bucket and launches. They never allocate and never wait.
 
+pub mod activation;
 pub mod attention;
 pub mod contrastive;
 pub mod gelu;
