@@ -38,6 +38,14 @@ struct alignas(16) TokenParams {
     unsigned seq;
 };
 
+// Rows of the tables that a token takes.
+struct alignas(16) TokenIds {
+    unsigned word;
+    unsigned position;
+    unsigned token_type;
+    unsigned unused;
+};
+
 struct alignas(16) SeqParams {
     int first;         // of its tokens
     int len;           // tokens

@@ -10,6 +10,8 @@ mod attention;
 mod contrastive;
 #[path = "kernels/counters.rs"]
 mod counters;
+#[path = "kernels/embedding.rs"]
+mod embedding;
 #[path = "kernels/gelu.rs"]
 mod gelu;
 #[path = "kernels/l2_norm.rs"]
@@ -60,6 +62,13 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "attention.lse",        error: 1e-6, nmse: 3e-13 }, // 3.0e-7, 6.5e-14
     Limit { name: "attention.dqkv",       error: 1e-2, nmse: 4e-7  }, // 2.3e-3, 9.8e-8
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
+    Limit { name: "embedding.out",        error: 3e-3, nmse: 8e-7  }, // 6.7e-4, 1.6e-7
+    Limit { name: "embedding.dz",         error: 2e-3, nmse: 4e-7  }, // 6.0e-4, 9.6e-8
+    Limit { name: "embedding.dword",      error: 4e-3, nmse: 3e-7  }, // 8.9e-4, 6.5e-8
+    Limit { name: "embedding.dposition",  error: 8e-3, nmse: 2e-7  }, // 1.7e-3, 4.4e-8
+    Limit { name: "embedding.dtoken_type",error: 3e-3, nmse: 6e-7  }, // 7.0e-4, 1.2e-7
+    Limit { name: "embedding.dweight",    error: 3e-3, nmse: 7e-7  }, // 7.6e-4, 1.4e-7
+    Limit { name: "embedding.dbias",      error: 2e-3, nmse: 1e-6  }, // 5.1e-4, 2.9e-7
     Limit { name: "activation.out",       error: 1e-3, nmse: 1e-7  }, // 2.8e-4, 2.9e-8
     Limit { name: "activation.dinp",      error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.2e-8
     Limit { name: "pool.out",             error: 1e-3, nmse: 2e-7  }, // 3.8e-4, 4.9e-8

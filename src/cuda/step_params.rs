@@ -47,6 +47,16 @@ struct TokenParams {
     seq: u32,
 }
 
+/// `TokenIds`
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(16))]
+struct TokenIds {
+    word: u32,
+    position: u32,
+    token_type: u32,
+    unused: u32,
+}
+
 /// `SeqParams`
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C, align(16))]
@@ -66,7 +76,8 @@ pub(super) fn kind(rows: Rows) -> usize {
     }
 }
 
-/// The block on the device: the counts, the members, the tokens, the texts, one after the other.
+/// The block on the device: the counts, the members, the tokens, the texts, the tokens' ids,
+/// one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct StepBuffer {
     ptr: DevicePtr,
@@ -77,7 +88,7 @@ pub struct StepBuffer {
 impl StepBuffer {
     /// Bytes of the block of a bucket.
     pub fn bytes(bucket: &Bucket) -> usize {
-        seqs_at(bucket) + bucket.seqs * size_of::<SeqParams>()
+        ids_at(bucket) + bucket.tokens * size_of::<TokenIds>()
     }
 
     /// The block at `ptr`, an allocation of [`StepBuffer::bytes`], for texts of up to `longest`
@@ -127,6 +138,10 @@ impl StepBuffer {
         self.ptr.offset(seqs_at(&self.bucket))
     }
 
+    pub(super) fn ids(&self) -> DevicePtr {
+        self.ptr.offset(ids_at(&self.bucket))
+    }
+
     /// Copies a step in.
     ///
     /// # Errors
@@ -164,6 +179,7 @@ impl StepBuffer {
         };
         let tokens: Vec<TokenParams> = (0..batch.tokens()).map(|t| token(batch, t)).collect();
         let seqs: Vec<SeqParams> = (0..batch.seqs()).map(|s| seq(batch, s)).collect();
+        let ids: Vec<TokenIds> = (0..batch.tokens()).map(|t| ids(batch, t)).collect();
         let mut out = vec![0u8; StepBuffer::bytes(b)];
         let mut put = |at: usize, part: &[u8]| out[at..][..part.len()].copy_from_slice(part);
         put(0, bytes_of(&head));
@@ -173,6 +189,7 @@ impl StepBuffer {
         );
         put(tokens_at(b), cast_slice(&tokens));
         put(seqs_at(b), cast_slice(&seqs));
+        put(ids_at(b), cast_slice(&ids));
         Ok(out)
     }
 }
@@ -183,6 +200,10 @@ fn tokens_at(bucket: &Bucket) -> usize {
 
 fn seqs_at(bucket: &Bucket) -> usize {
     tokens_at(bucket) + bucket.tokens * size_of::<TokenParams>()
+}
+
+fn ids_at(bucket: &Bucket) -> usize {
+    seqs_at(bucket) + bucket.seqs * size_of::<SeqParams>()
 }
 
 fn members_of(batch: &Batch, steps: &[MemberStep]) -> Vec<MemberParams> {
@@ -215,6 +236,15 @@ fn token(batch: &Batch, t: usize) -> TokenParams {
         place: batch.places[t],
         what: what(batch, seq as usize),
         seq,
+    }
+}
+
+fn ids(batch: &Batch, t: usize) -> TokenIds {
+    TokenIds {
+        word: batch.ids[t],
+        position: batch.positions[t],
+        token_type: batch.types[t],
+        unused: 0,
     }
 }
 

@@ -8,6 +8,7 @@ use crosstune::text::pack::Rows;
 use crate::activation::Act;
 use crate::attention::Heads;
 use crate::contrastive::Loss;
+use crate::embedding::Embed;
 use crate::gelu::Gelu;
 use crate::l2_norm::Unit;
 use crate::layer_norm::{Norm, Params};
@@ -61,6 +62,13 @@ fn memory_bound_kernels_move_what_they_need() {
     };
     frugal(&unit, REAL, (1.0, 0.0));
     frugal(&Mse { e: 512 }, REAL, (1.0, 0.0));
+    let embed = Embed {
+        c: 768,
+        params: Params::FrozenF16,
+        drop: Some(0.1),
+        in_place: false,
+    };
+    frugal(&embed, REAL, (1.0, 0.0));
 }
 
 /// What is moved in vain are log-sum-exps: 4 bytes of a sector of 32, which its neighbours are in.

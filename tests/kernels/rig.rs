@@ -42,6 +42,9 @@ pub const SEVERAL: &[Member] = &[
 /// About 200 tokens.
 pub const REAL: &[Member] = &[Member(5, true, 40, 7)];
 
+/// Rows of the word table.
+pub const WORDS: usize = 23;
+
 /// A bucket and the longest text in it.
 type Room = (Bucket, usize);
 
@@ -54,12 +57,12 @@ pub struct World {
 
 impl World {
     pub fn new(members: &[Member]) -> World {
-        let ids = vec![7u32; 512];
+        let ids: Vec<u32> = (0..1024).map(|i| i * 37 % WORDS as u32).collect();
         let text = |m: &Member, role: u8, item: usize| {
             let at = m.3 as usize * 31 + item * 17 + role as usize * 5;
             let len = 1 + (at + m.2 - 1) % m.2;
             Text {
-                ids: &ids[..len],
+                ids: &ids[at % 29..][..len],
                 role,
                 item: item as u32,
             }
@@ -88,8 +91,10 @@ impl World {
             loss_scale: [1.0, 64.0, 1024.0][m.3 as usize % 3],
             ..MemberStep::default()
         };
+        let mut batch = Batch::pack(&texts, 2, vec![]);
+        batch.types = batch.places.iter().map(|p| p / 3 % 2).collect();
         World {
-            batch: Batch::pack(&texts, 2, vec![]),
+            batch,
             steps: members.iter().map(step).collect(),
             seeds: members.iter().map(|m| m.3).collect(),
         }

@@ -195,14 +195,14 @@ fn sum_partials(cx: Context<'_>, op: &Backward, partials: DeviceTensor, c: usize
     launch.run(cx, &args)
 }
 
-fn width(check: Check, c: usize) -> Result<()> {
+pub(super) fn width(check: Check, c: usize) -> Result<()> {
     check.that((1..=MAX_C).contains(&c), || {
         format!("C is {c}, expected 1 to {MAX_C}")
     })
 }
 
 /// (C) or (G, C), f16 or f32.
-fn param(
+pub(super) fn param(
     check: Check,
     cx: Context<'_>,
     name: &str,

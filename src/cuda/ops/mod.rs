@@ -4,6 +4,7 @@
 pub mod activation;
 pub mod attention;
 pub mod contrastive;
+pub mod embedding;
 pub mod gelu;
 pub mod l2_norm;
 pub mod layer_norm;

@@ -1,0 +1,171 @@
+// Word, position and token type embeddings, layer norm and dropout in one.
+//
+// Computes  z = word[id] + position[place] + token_type[type],
+//           out = drop((z - mean) rstd weight + bias),  rstd = (var + eps)^-1/2.
+//           For the gradient, z and stats again, and d = drop(dout): dz, dweight and dbias are
+//           layer_norm_backward's of it;  dtable_g[row] = sum of dz over member g's tokens that
+//           take the row.
+// Arguments word (V, C), position (P, C), token_type (K, C) f16; out z d dout (T, C) f16; stats
+//           (T, 2) f32: mean, rstd; weight bias (C) or (G, C) f16 or f32; dtable (G, R, C) f32 of
+//           one table with R rows; step StepParams, tokens (T) TokenParams, ids (T) TokenIds.
+// Layout    Rows of all tables and of (T, C) lie `ld` halves apart, a multiple of 8, 16-byte
+//           aligned; columns C..ld are zero where read and written as zero. d may be dout.
+// Writes    = out;  = z, stats, d;  += dtable.
+// Source    Conneau et al., "Unsupervised cross-lingual representation learning at scale" (2020);
+//           Devlin et al., "BERT" (2019), figure 2; dropout by Philox counters.
+#include "param.cuh"
+#include "philox.cuh"
+#include "step_params.cuh"
+#include "vec.cuh"
+
+namespace {
+
+constexpr int WARPS = 8;
+// Times 8 columns a lane: a row stays in registers.
+constexpr int VECS = 4;
+
+struct Tables {
+    const __half *word, *position, *token_type;
+};
+
+// A warp's row of z, rounded to f16 so that both directions see the same; gives mean and rstd.
+__forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tables, TokenIds ids,
+                                         int C, int ld, float eps) {
+    int lane = threadIdx.x % 32;
+    const __half* word = tables.word + (long long)ids.word * ld;
+    const __half* position = tables.position + (long long)ids.position * ld;
+    const __half* token_type = tables.token_type + (long long)ids.token_type * ld;
+    float sum = 0.f, square = 0.f;
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+        float p[8], t[8];
+        unpack8(z[i], load16(word + col));
+        unpack8(p, load16(position + col));
+        unpack8(t, load16(token_type + col));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) z[i][j] += t[j] + p[j];
+        unpack8(z[i], pack8(z[i]));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum += z[i][j];   // the padding adds 0
+    }
+    float mean = warp_sum(sum) / C;
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            float d = z[i][j] - mean;
+            square += col + j < C ? d * d : 0.f;
+        }
+    }
+    return make_float2(mean, 1.f / sqrtf(warp_sum(square) / C + eps));
+}
+
+}  // namespace
+
+// One warp a row. Grid: ceil(T / 8) of the bucket; block: 256. C at most 1024.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
+    __half* out, const __half* word, const __half* position, const __half* token_type,
+    const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens,
+    const TokenIds* ids, int C, int ld, int param_is_half, long long weight_stride,
+    long long bias_stride, float eps, unsigned drop_threshold, float drop_scale,
+    unsigned drop_site) {
+    int lane = threadIdx.x % 32;
+    unsigned row = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= step->n_rows[TOKENS]) return;
+    TokenParams token = tokens[row];
+    const MemberParams& member = step->members()[token.member];
+    Dropout drop = {drop_threshold, drop_scale, drop_site};
+    float z[VECS][8];
+    float2 stat = gather(z, {word, position, token_type}, ids[row], C, ld, eps);
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+        float w[8], b[8];
+        load_param(w, {weight, bool(param_is_half & 1), weight_stride}, token.member, col, C);
+        load_param(b, {bias, bool(param_is_half & 2), bias_stride}, token.member, col, C);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) w[j] = fmaf((z[i][j] - stat.x) * stat.y, w[j], b[j]);
+        if (drop.threshold)
+            drop8(w, drop, member.seed, member.step, token.what, token.place, col);
+        store16(out + (long long)row * ld + col, pack8(w));
+    }
+}
+
+// What the gradient starts from. Geometry as above.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_again_f16(
+    __half* z_out, float* stats, __half* d, const __half* dout, const __half* word,
+    const __half* position, const __half* token_type, const StepParams* step,
+    const TokenParams* tokens, const TokenIds* ids, int C, int ld, float eps,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    int lane = threadIdx.x % 32;
+    unsigned row = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= step->n_rows[TOKENS]) return;
+    TokenParams token = tokens[row];
+    const MemberParams& member = step->members()[token.member];
+    Dropout drop = {drop_threshold, drop_scale, drop_site};
+    float z[VECS][8];
+    float2 stat = gather(z, {word, position, token_type}, ids[row], C, ld, eps);
+    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (col >= ld) continue;
+        long long at = (long long)row * ld + col;
+        store16(z_out + at, pack8(z[i]));
+        float dy[8];
+        unpack8(dy, load16(dout + at));
+        if (drop.threshold)
+            drop8(dy, drop, member.seed, member.step, token.what, token.place, col);
+        store16(d + at, pack8(dy));
+    }
+}
+
+// The first token of a member that takes a row owns it: it alone writes, and adds in order. Others
+// look for one before them and leave; that is T^2 / 2 ids from L1, which full training can afford.
+// Grid: T of the bucket; block: 128, one token, 256 columns a warp.
+extern "C" __global__ void __launch_bounds__(128) embedding_backward_table_f32(
+    float* dtable, const __half* dz, const StepParams* step, const TokenParams* tokens,
+    const TokenIds* ids, int table, int R, int C, int ld) {
+    unsigned t = blockIdx.x, lane = threadIdx.x % 32;
+    int col = threadIdx.x * 8;
+    if (t >= step->n_rows[TOKENS] || int(threadIdx.x / 32 * 256) >= ld) return;
+    unsigned g = tokens[t].member;
+    unsigned start = step->members()[g].rows[TOKENS][0], end = step->members()[g].rows[TOKENS][1];
+    auto row_of = [=](unsigned i) {
+        return table == 0 ? ids[i].word : table == 1 ? ids[i].position : ids[i].token_type;
+    };
+    unsigned row = row_of(t);
+    for (unsigned i = start; i < t; i += 32)
+        if (__any_sync(~0u, i + lane < t && row_of(i + lane) == row)) return;
+    float sum[8] = {};
+    for (unsigned i = t; i < end; i += 32) {
+        unsigned found = __ballot_sync(~0u, i + lane < end && row_of(i + lane) == row);
+        while (found) {
+            // Four are on their way at a time.
+            uint4 rows[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                unsigned lowest = __popc((found & -found) - 1);
+                const __half* from = dz + (long long)(i + lowest) * ld + col;
+                rows[k] = found && col < ld ? load16(from) : make_uint4(0, 0, 0, 0);
+                found &= found - 1;
+            }
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                float d[8];
+                unpack8(d, rows[k]);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) sum[j] += d[j];
+            }
+        }
+    }
+    float* own = dtable + ((long long)g * R + row) * C + col;
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+        if (col + j < C) own[j] += sum[j];
+}
