@@ -53,6 +53,21 @@ struct alignas(16) SeqParams {
     unsigned what;     // role << 20 | item
 };
 
+// The optimiser's settings of a member for this step.
+struct alignas(16) AdamParams {
+    float lr;
+    float rest1;               // 1 - beta1
+    float beta2;
+    float rest2;               // 1 - beta2
+    float log_beta1;
+    float log_beta2;
+    float eps;
+    float weight_decay;
+    float clip_norm;           // infinite: no clipping
+    unsigned active;           // 0: it keeps its values and moments
+    unsigned unused[2];
+};
+
 // The last member whose start, as `start(member)` tells it, is at most `idx`; members without rows
 // share the start of the next one and are skipped.
 template <class Start>

@@ -4,6 +4,8 @@
 
 #[path = "kernels/activation.rs"]
 mod activation;
+#[path = "kernels/adam.rs"]
+mod adam;
 #[path = "kernels/attention.rs"]
 mod attention;
 #[path = "kernels/contrastive.rs"]
@@ -62,6 +64,11 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "attention.lse",        error: 1e-6, nmse: 3e-13 }, // 3.0e-7, 6.5e-14
     Limit { name: "attention.dqkv",       error: 1e-2, nmse: 4e-7  }, // 2.3e-3, 9.8e-8
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
+    Limit { name: "adam.norm",            error: 1e-7, nmse: 2e-14 }, // 3.5e-8, 4.9e-15
+    Limit { name: "adam.values",          error: 7e-7, nmse: 3e-15 }, // 1.4e-7, 7.6e-16
+    Limit { name: "adam.m",               error: 2e-7, nmse: 3e-15 }, // 4.2e-8, 6.8e-16
+    Limit { name: "adam.v",               error: 3e-7, nmse: 8e-15 }, // 7.7e-8, 1.6e-15
+    Limit { name: "adam.halves",          error: 1e-3, nmse: 2e-7  }, // 2.8e-4, 4.2e-8
     Limit { name: "embedding.out",        error: 3e-3, nmse: 8e-7  }, // 6.7e-4, 1.6e-7
     Limit { name: "embedding.dz",         error: 2e-3, nmse: 4e-7  }, // 6.0e-4, 9.6e-8
     Limit { name: "embedding.dword",      error: 4e-3, nmse: 3e-7  }, // 8.9e-4, 6.5e-8

@@ -47,6 +47,23 @@ struct TokenParams {
     seq: u32,
 }
 
+/// `AdamParams`
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(16))]
+struct AdamParams {
+    lr: f32,
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    log_beta1: f32,
+    log_beta2: f32,
+    eps: f32,
+    weight_decay: f32,
+    clip_norm: f32,
+    active: u32,
+    unused: [u32; 2],
+}
+
 /// `TokenIds`
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C, align(16))]
@@ -76,8 +93,8 @@ pub(super) fn kind(rows: Rows) -> usize {
     }
 }
 
-/// The block on the device: the counts, the members, the tokens, the texts, the tokens' ids,
-/// one after the other.
+/// The block on the device: the counts, the members, the tokens, the texts, the tokens' ids
+/// and the members' optimisers, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct StepBuffer {
     ptr: DevicePtr,
@@ -88,7 +105,7 @@ pub struct StepBuffer {
 impl StepBuffer {
     /// Bytes of the block of a bucket.
     pub fn bytes(bucket: &Bucket) -> usize {
-        ids_at(bucket) + bucket.tokens * size_of::<TokenIds>()
+        adams_at(bucket) + bucket.members * size_of::<AdamParams>()
     }
 
     /// The block at `ptr`, an allocation of [`StepBuffer::bytes`], for texts of up to `longest`
@@ -142,6 +159,10 @@ impl StepBuffer {
         self.ptr.offset(ids_at(&self.bucket))
     }
 
+    pub(super) fn adams(&self) -> DevicePtr {
+        self.ptr.offset(adams_at(&self.bucket))
+    }
+
     /// Copies a step in.
     ///
     /// # Errors
@@ -190,6 +211,8 @@ impl StepBuffer {
         put(tokens_at(b), cast_slice(&tokens));
         put(seqs_at(b), cast_slice(&seqs));
         put(ids_at(b), cast_slice(&ids));
+        let adams: Vec<AdamParams> = steps.iter().map(adam).collect();
+        put(adams_at(b), cast_slice(&adams));
         Ok(out)
     }
 }
@@ -204,6 +227,10 @@ fn seqs_at(bucket: &Bucket) -> usize {
 
 fn ids_at(bucket: &Bucket) -> usize {
     seqs_at(bucket) + bucket.seqs * size_of::<SeqParams>()
+}
+
+fn adams_at(bucket: &Bucket) -> usize {
+    ids_at(bucket) + bucket.tokens * size_of::<TokenIds>()
 }
 
 fn members_of(batch: &Batch, steps: &[MemberStep]) -> Vec<MemberParams> {
@@ -227,6 +254,24 @@ fn members_of(batch: &Batch, steps: &[MemberStep]) -> Vec<MemberParams> {
         params
     };
     batch.members.iter().zip(steps).map(params).collect()
+}
+
+fn adam(step: &MemberStep) -> AdamParams {
+    let a = &step.adam;
+    AdamParams {
+        lr: a.lr as f32,
+        // Of the f64: in f32 they would be off by 1e-5 of themselves.
+        rest1: (1.0 - a.beta1) as f32,
+        beta2: a.beta2 as f32,
+        rest2: (1.0 - a.beta2) as f32,
+        log_beta1: a.beta1.ln() as f32,
+        log_beta2: a.beta2.ln() as f32,
+        eps: a.eps as f32,
+        weight_decay: a.weight_decay as f32,
+        clip_norm: a.clip_norm as f32,
+        active: step.active.into(),
+        unused: [0; 2],
+    }
 }
 
 fn token(batch: &Batch, t: usize) -> TokenParams {

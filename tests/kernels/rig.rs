@@ -12,7 +12,7 @@ use crosstune::cuda::ops::{Context, DeviceTensor};
 use crosstune::cuda::step_params::StepBuffer;
 use crosstune::cuda::vm::{VmDriver, VmOptions};
 use crosstune::cuda::{DevicePtr, Driver, Result};
-use crosstune::exec::{LossWeights, MemberStep};
+use crosstune::exec::{Adam, LossWeights, MemberStep};
 use crosstune::graph::Bucket;
 use crosstune::ops::philox::Stream;
 use crosstune::tensor::Dtype;
@@ -89,7 +89,13 @@ impl World {
                 stop_partner: m.3 % 4 == 1,
             },
             loss_scale: [1.0, 64.0, 1024.0][m.3 as usize % 3],
-            ..MemberStep::default()
+            active: m.3 != 6,
+            adam: Adam {
+                lr: 1e-3 * m.3 as f64,
+                weight_decay: if m.3 % 2 == 1 { 0.01 } else { 0.0 },
+                clip_norm: if m.3 == 3 { 0.5 } else { f64::INFINITY },
+                ..Adam::default()
+            },
         };
         let mut batch = Batch::pack(&texts, 2, vec![]);
         batch.types = batch.places.iter().map(|p| p / 3 % 2).collect();
@@ -238,6 +244,12 @@ impl Device {
         self.place(name, t, cast_slice(data))
     }
 
+    /// Bytes that are no matrix.
+    pub fn bytes(&self, name: &str, bytes: &[u8]) {
+        let t = DeviceTensor::f32(DevicePtr::NULL, 1, bytes.len() / 4);
+        self.place(name, t, bytes);
+    }
+
     /// An output, all NaN.
     pub fn poison(&self, name: &str, t: DeviceTensor) -> DeviceTensor {
         self.place(name, t, &vec![0xFF; t.len() * t.dtype.size()])
@@ -261,8 +273,17 @@ impl Device {
         &self.step
     }
 
+    /// An output of numbers member by member.
+    pub fn out(op: &str, name: &str, values: Vec<f32>) -> Out {
+        Out {
+            name: format!("{op}.{name}"),
+            values,
+            rows: None,
+        }
+    }
+
     /// All numbers of a buffer.
-    fn read(&self, name: &str) -> (DeviceTensor, Vec<f32>) {
+    pub fn read(&self, name: &str) -> (DeviceTensor, Vec<f32>) {
         let t = self.get(name);
         let mut bytes = vec![0u8; t.len() * t.dtype.size()];
         self.driver.copy_out(t.ptr, &mut bytes).expect("copied");
@@ -308,11 +329,7 @@ impl Device {
 
     /// A tensor of members.
     pub fn out_members(&self, op: &str, name: &str) -> Out {
-        Out {
-            name: format!("{op}.{name}"),
-            values: self.read(name).1,
-            rows: None,
-        }
+        Device::out(op, name, self.read(name).1)
     }
 }
 

@@ -2,6 +2,7 @@
 //! the bucket and launches. They never allocate and never wait.
 
 pub mod activation;
+pub mod adam;
 pub mod attention;
 pub mod contrastive;
 pub mod embedding;
