@@ -22,6 +22,8 @@ mod l2_norm;
 mod layer_norm;
 #[path = "kernels/linear.rs"]
 mod linear;
+#[path = "kernels/linear_weight.rs"]
+mod linear_weight;
 #[path = "kernels/mse.rs"]
 mod mse;
 #[path = "kernels/planted.rs"]
@@ -64,6 +66,8 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "attention.lse",        error: 1e-6, nmse: 3e-13 }, // 3.0e-7, 6.5e-14
     Limit { name: "attention.dqkv",       error: 1e-2, nmse: 4e-7  }, // 2.3e-3, 9.8e-8
     Limit { name: "gelu.dinp",            error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 6.6e-8
+    Limit { name: "linear_weight.dweight",error: 4e-6, nmse: 3e-13 }, // 8.7e-7, 6.6e-14
+    Limit { name: "linear_weight.dbias",  error: 2e-7, nmse: 1e-15 }, // 4.2e-8, 2.8e-16
     Limit { name: "adam.norm",            error: 1e-7, nmse: 2e-14 }, // 3.5e-8, 4.9e-15
     Limit { name: "adam.values",          error: 7e-7, nmse: 3e-15 }, // 1.4e-7, 7.6e-16
     Limit { name: "adam.m",               error: 2e-7, nmse: 3e-15 }, // 4.2e-8, 6.8e-16

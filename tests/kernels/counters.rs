@@ -13,6 +13,7 @@ use crate::gelu::Gelu;
 use crate::l2_norm::Unit;
 use crate::layer_norm::{Norm, Params};
 use crate::linear::layer;
+use crate::linear_weight::Weight;
 use crate::mse::Mse;
 use crate::pool::Pool;
 use crate::rig::*;
@@ -88,6 +89,12 @@ fn products_have_no_bank_conflicts() {
     for tile in [Tile::Small, Tile::Large] {
         frugal(&layer(256, 256, 8, tile), REAL, (1.35, 0.35));
     }
+    let weight = Weight {
+        rows: Rows::Tokens,
+        c: 128,
+        oc: 128,
+    };
+    frugal(&weight, REAL, (1.0, 0.0));
     let loss = Loss {
         pair: Pair::ImageAnchor,
         e: 512,

@@ -10,6 +10,7 @@ pub mod gelu;
 pub mod l2_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod linear_weight;
 pub mod mse;
 pub mod pool;
 
