@@ -3,6 +3,7 @@
 
 use crosstune::cuda::embedded;
 
+use crate::attention::Heads;
 use crate::layer_norm::{Norm, PerMember};
 use crate::linear::layer;
 use crate::rig::*;
@@ -116,6 +117,24 @@ fn a_missing_barrier_is_found() {
         becomes: removed,
     };
     plant.is_found(NORM, SEVERAL, "uninitialised read", "sums[y][k][x]");
+}
+
+/// The probabilities that a lane leaves are operands of all.
+#[test]
+fn a_missing_barrier_between_warps_is_found() {
+    let plant = Plant {
+        file: "attention",
+        kernel: "attention_backward_32_f16",
+        has: "bar.sync",
+        nth: 3,
+        becomes: removed,
+    };
+    let case = Heads {
+        heads: 1,
+        size: 32,
+        drop: None,
+    };
+    plant.is_found(&case, SEVERAL, "race in shared memory", "shared_addr(p)");
 }
 
 #[test]
