@@ -6,6 +6,8 @@
 mod activation;
 #[path = "kernels/adam.rs"]
 mod adam;
+#[path = "kernels/add.rs"]
+mod add;
 #[path = "kernels/attention.rs"]
 mod attention;
 #[path = "kernels/contrastive.rs"]
@@ -82,6 +84,7 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "embedding.dbias",      error: 2e-3, nmse: 1e-6  }, // 5.1e-4, 2.9e-7
     Limit { name: "activation.out",       error: 1e-3, nmse: 1e-7  }, // 2.8e-4, 2.9e-8
     Limit { name: "activation.dinp",      error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.2e-8
+    Limit { name: "add.out",              error: 1e-3, nmse: 2e-7  }, // 3.6e-4, 5.5e-8
     Limit { name: "pool.out",             error: 1e-3, nmse: 2e-7  }, // 3.8e-4, 4.9e-8
     Limit { name: "pool.dinp",            error: 1e-3, nmse: 1e-7  }, // 2.9e-4, 3.9e-8
     Limit { name: "l2_norm.out",          error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.9e-8

@@ -3,6 +3,7 @@
 
 pub mod activation;
 pub mod adam;
+pub mod add;
 pub mod attention;
 pub mod contrastive;
 pub mod embedding;
