@@ -75,7 +75,8 @@ pub fn value(origin: &str, key: &str, value: toml::Value) -> Result<Value> {
     }
     if let Some(x) = bad(&value) {
         return Err(bad_input!(
-            "{origin}: `{key}`: found {x}, expected a finite number"
+            "{origin}: `{key}`: found {}, expected a finite number",
+            toml::Value::Float(x)
         ));
     }
     serde_json::to_value(value).map_err(|e| bad_input!("{origin}: `{key}`: {e}"))
