@@ -32,7 +32,7 @@ fn mistakes_are_named() {
         (
             "lr = [1e-3, 3e-3]",
             "lr = [nan]",
-            "sweep.toml: `lr`: found NaN, expected a finite number",
+            "sweep.toml: `lr`: found nan, expected a finite number",
         ),
         (
             "model = 'model'",
