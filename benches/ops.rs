@@ -24,7 +24,7 @@ use crosstune::ops::embedding::{Embedding, Tables};
 use crosstune::ops::gemm::{Dest, Mat, Segment, Start, gemm};
 use crosstune::ops::l2_norm::L2Norm;
 use crosstune::ops::layer_norm::LayerNorm;
-use crosstune::ops::linear::{Layer, Linear};
+use crosstune::ops::linear::{Layer, Linear, LoraLayer};
 use crosstune::ops::mse::Mse;
 use crosstune::ops::philox::{Dropout, Stream};
 use crosstune::ops::phm::{Phm, Weights};
@@ -207,9 +207,11 @@ fn linear(c: &mut Criterion) {
                 .map(|i| Layer {
                     weight: rig.weight(&format!("w{i}"), &[oc, k]),
                     bias: Some(rig.weight(&format!("b{i}"), &[oc])),
-                    lora: (parts == 3 && i != 1).then(|| {
-                        let a = rig.trainable(&format!("a{i}"), &[8, k]);
-                        (a, rig.trainable(&format!("b{i}.lora"), &[oc, 8]), 2.0)
+                    lora: (parts == 3 && i != 1).then(|| LoraLayer {
+                        lora_a: rig.trainable(&format!("a{i}"), &[8, k]),
+                        lora_b: rig.trainable(&format!("b{i}.lora"), &[oc, 8]),
+                        scale: 2.0,
+                        dropout: None,
                     }),
                 })
                 .collect();

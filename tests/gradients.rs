@@ -33,6 +33,10 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
         targets: LINEAR_LAYERS.map(String::from).to_vec(),
         ..LoraConfig::default()
     };
+    let mut dropped = Adapter::lora(2);
+    if let Some(lora) = &mut dropped.lora {
+        (lora.dropout, lora.rslora) = (0.25, true);
+    }
     vec![
         (
             "lora on all six",
@@ -42,6 +46,7 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
             },
             2,
         ),
+        ("lora with dropout", dropped, 2),
         ("lora and layer norms", Adapter::lora(3), 2),
         ("bottleneck", Adapter::bottleneck(4), 2),
         ("parallel bottleneck", tiny::parallel(4), 2),

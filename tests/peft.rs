@@ -86,7 +86,7 @@ fn settings_of_peft_become_ours() {
     );
     let want = json!(["attention.self.query", "attention.self.value"]);
     assert_eq!(lora["targets"], want);
-    assert!(stderr.starts_with("warning: lora_dropout is 0.25: kept"));
+    assert_eq!((&lora["dropout"], &*stderr), (&0.25.into(), ""));
     let export = [
         "export",
         "--to=peft",
@@ -132,7 +132,7 @@ fn settings_of_peft_become_ours() {
 
 #[test]
 fn layers_may_have_ranks_and_alphas_of_their_own() {
-    let w = trained(&["--rslora", "--freeze-layer-norms"]);
+    let w = trained(&["--rslora", "--lora-dropout=0.1", "--freeze-layer-norms"]);
     // Rank 3 and another alpha for two of the four branches, as if PEFT had trained them.
     let mut file = AdapterFile::load(&w.path(ADAPTER)).expect("an adapter");
     let odd = |name: &str| name.contains("layer.1.") || name.contains("value");
@@ -159,6 +159,7 @@ fn layers_may_have_ranks_and_alphas_of_their_own() {
         config["alpha_pattern"],
         json!({"layer.1.attention.self.query": 5.5})
     );
+    assert_eq!(config["lora_dropout"], 0.1);
     assert_eq!(config["rank_pattern"].as_object().map(|p| p.len()), Some(3));
     w.run(IMPORT).ok();
     assert_eq!(w.read("back.safetensors"), w.read(ADAPTER));
@@ -231,7 +232,7 @@ fn what_peft_has_and_we_have_not_is_named() {
         assert!(w.snapshot() == before, "{says}");
     };
     let query = "transformer.encoder.layer.1.attention.self.query";
-    let settings: [(&str, Value, &str); 8] = [
+    let settings: [(&str, Value, &str); 9] = [
         (
             "use_dora",
             true.into(),
@@ -252,6 +253,11 @@ fn what_peft_has_and_we_have_not_is_named() {
             "rank_pattern",
             json!({query: 3}),
             "query has 2 rows, but r and rank_pattern",
+        ),
+        (
+            "lora_dropout",
+            1.into(),
+            "lora-dropout: found 1, expected 0 or more and below 1",
         ),
         (
             "alpha_pattern",

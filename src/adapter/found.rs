@@ -33,21 +33,6 @@ pub(super) enum Dialect {
     OpenDelta,
 }
 
-/// Keeps a dropout that the engine does not have, for those who export the adapter again.
-pub(super) fn keep_dropout(
-    dropout: f64,
-    origin: &mut BTreeMap<String, String>,
-    notes: &mut Vec<String>,
-) {
-    if dropout != 0.0 {
-        origin.insert("lora_dropout".into(), dropout.to_string());
-        notes.push(format!(
-            "lora_dropout is {dropout}: kept for `crosstune export`, but LoRA trains without \
-             dropout here"
-        ));
-    }
-}
-
 impl Dialect {
     /// Module and factor of a branch's tensor.
     fn lora_name(self, own: &str) -> Option<(&str, &str)> {

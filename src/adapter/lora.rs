@@ -2,7 +2,8 @@
 //! models", 2021).
 //!
 //! `y += scale (x A^T) B^T`, where scale is alpha / R, or alpha / sqrt(R) with `rslora`
-//! (Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA", 2023).
+//! (Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA", 2023). In training
+//! the branch may read `drop(x)`, as PEFT has it; the layer itself always reads x.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,9 @@ pub struct LoraConfig {
     /// Alpha of single layers that differ, by the same names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub alpha_pattern: BTreeMap<String, f32>,
+    /// Probability that the branch does not see a number of its input, in training.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropout: f32,
 }
 
 /// The branch beside one linear layer.
@@ -39,6 +43,8 @@ pub struct Branch {
     pub rank: usize,
     /// What the branch is multiplied by.
     pub scale: f32,
+    /// Dropout of its input, in training.
+    pub dropout: f32,
 }
 
 impl Default for LoraConfig {
@@ -51,6 +57,7 @@ impl Default for LoraConfig {
             rslora: false,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            dropout: 0.0,
         }
     }
 }
@@ -69,6 +76,7 @@ impl LoraConfig {
             Branch {
                 rank,
                 scale: alpha / divisor,
+                dropout: self.dropout,
             }
         })
     }
@@ -76,8 +84,15 @@ impl LoraConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// A rank of 0, an alpha of 0, an unknown target, a pattern for no single layer.
+    /// A rank of 0, an alpha of 0, an unknown target, a pattern for no single layer, a dropout
+    /// outside [0, 1).
     pub fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(bad_input!(
+                "lora-dropout: found {}, expected 0 or more and below 1",
+                self.dropout
+            ));
+        }
         let ranks = self.rank_pattern.values().chain([&self.rank]);
         if ranks.into_iter().any(|r| *r == 0) {
             return Err(bad_input!("rank: found 0, expected at least 1"));
@@ -126,6 +141,10 @@ impl LoraConfig {
         }
         Ok(())
     }
+}
+
+fn is_zero(x: &f32) -> bool {
+    *x == 0.0
 }
 
 /// 3 and `attention.self.query` of `layer.3.attention.self.query`, which names one layer's.

@@ -101,6 +101,15 @@ impl Adapter {
         }
     }
 
+    /// The same where nothing is dropped: for evaluation.
+    pub fn without_dropout(&self) -> Adapter {
+        let mut adapter = self.clone();
+        if let Some(lora) = &mut adapter.lora {
+            lora.dropout = 0.0;
+        }
+        adapter
+    }
+
     /// Whether a tensor of the checkpoint is trained.
     pub fn trains(&self, name: &str) -> bool {
         let is_norm = |name: &str| {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::found::{Dialect, Found, Imported, keep_dropout};
+use super::found::{Dialect, Found, Imported};
 use super::{Adapter, LoraConfig, deltas};
 use crate::bad_input;
 use crate::error::{Error, Result};
@@ -31,11 +31,12 @@ pub fn import(path: &Path, alpha: Option<f32>, model: &TextModel) -> Result<Impo
         .map(f64::from)
         .or(number("lora_alpha"))
         .unwrap_or(16.0);
+    let dropout = number("lora_dropout").unwrap_or(0.0);
     let file = Checkpoint::open(path)?;
     let mut notes = Vec::new();
     let found = Found::read(&file, Dialect::OpenDelta, &mut notes)?;
     let adapter = Adapter {
-        lora: lora(&found, &file, alpha as f32, model.config.layers)?,
+        lora: lora(&found, &file, [alpha, dropout], model.config.layers)?,
         bottleneck: deltas::bottleneck(&found, &file, &settings)?,
         compacter: deltas::compacter(&found, &file, &settings, model.config.hidden)?,
         layer_norms: found.saved("output.LayerNorm"),
@@ -44,11 +45,6 @@ pub fn import(path: &Path, alpha: Option<f32>, model: &TextModel) -> Result<Impo
     };
     let mut origin = file.metadata().clone();
     origin.retain(|key, _| !["format", "adapter"].contains(&key.as_str()));
-    keep_dropout(
-        number("lora_dropout").unwrap_or(0.0),
-        &mut origin,
-        &mut notes,
-    );
     let adapter = found.into_adapter(&file, adapter, origin, model, &mut notes)?;
     Ok(Imported { adapter, notes })
 }
@@ -65,7 +61,12 @@ fn settings(path: &Path) -> Result<Value> {
 }
 
 /// Rank and targets of the branches, if there are any.
-fn lora(found: &Found, file: &Checkpoint, alpha: f32, layers: usize) -> Result<Option<LoraConfig>> {
+fn lora(
+    found: &Found,
+    file: &Checkpoint,
+    [alpha, dropout]: [f64; 2],
+    layers: usize,
+) -> Result<Option<LoraConfig>> {
     let path = file.path().display();
     let mut ranks = Vec::new();
     for module in found.modules.keys() {
@@ -82,7 +83,8 @@ fn lora(found: &Found, file: &Checkpoint, alpha: f32, layers: usize) -> Result<O
     let usual = ["query".to_string(), "value".to_string()];
     Ok(Some(LoraConfig {
         rank,
-        alpha,
+        alpha: alpha as f32,
+        dropout: dropout as f32,
         targets: found.targets(Some(&usual), layers, &path.to_string())?,
         rank_pattern,
         ..LoraConfig::default()

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::file::AdapterFile;
-use super::found::{self, Dialect, Found, Imported, PEFT_PREFIX};
+use super::found::{Dialect, Found, Imported, PEFT_PREFIX};
 use super::peft_config::{self, PeftConfig};
 use super::{Adapter, LoraConfig};
 use crate::bad_input;
@@ -51,10 +51,8 @@ pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()>
             "adapter: has {what}, which PEFT's LoRA format cannot hold"
         ));
     }
-    let dropout = adapter.origin.get("lora_dropout");
-    let dropout = dropout.and_then(|d| d.parse().ok()).unwrap_or(0.0);
     let base = adapter.origin.get("base_model_name_or_path");
-    let config = peft_config::write(&adapter.config, dropout, base.map(String::as_str))?;
+    let config = peft_config::write(&adapter.config, base.map(String::as_str))?;
     let names: Vec<String> = adapter
         .tensors
         .iter()
@@ -113,7 +111,6 @@ pub fn import(folder: &Path, model: &TextModel) -> Result<Imported> {
     };
     let mut origin = file.metadata().clone();
     origin.remove("format");
-    found::keep_dropout(config.dropout, &mut origin, &mut notes);
     if let Some(base) = config.base {
         origin.insert("base_model_name_or_path".into(), base);
     }
@@ -169,5 +166,6 @@ fn lora(
         rslora: config.rslora,
         rank_pattern,
         alpha_pattern,
+        dropout: config.dropout as f32,
     })
 }

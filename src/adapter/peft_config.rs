@@ -39,7 +39,7 @@ const PLAIN_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 pub struct PeftConfig {
     /// Names or name endings of the modules with a branch; `None` where it is a pattern.
     pub targets: Option<Vec<String>>,
-    /// Dropout before the branch, in training. The engine has none.
+    /// Dropout before the branch, in training.
     pub dropout: f64,
     /// `base_model_name_or_path`.
     pub base: Option<String>,
@@ -84,7 +84,7 @@ impl PeftConfig {
 ///
 /// # Errors
 /// [`Error::Input`] for an adapter without LoRA, or of every tensor.
-pub fn write(adapter: &Adapter, dropout: f64, base: Option<&str>) -> Result<Value> {
+pub fn write(adapter: &Adapter, base: Option<&str>) -> Result<Value> {
     if adapter.full {
         return Err(bad_input!(
             "adapter: trains every tensor, which PEFT's LoRA cannot hold; `crosstune merge` makes a \
@@ -113,9 +113,7 @@ pub fn write(adapter: &Adapter, dropout: f64, base: Option<&str>) -> Result<Valu
         saved.push("LinearTransformation");
     }
     let alphas = lora.alpha_pattern.iter();
-    let alphas: Map<String, Value> = alphas
-        .map(|(key, x)| (key.clone(), number(f64::from(*x))))
-        .collect();
+    let alphas: Map<String, Value> = alphas.map(|(key, x)| (key.clone(), number(*x))).collect();
     Ok(json!({
         "alpha_pattern": alphas,
         "base_model_name_or_path": base,
@@ -123,8 +121,8 @@ pub fn write(adapter: &Adapter, dropout: f64, base: Option<&str>) -> Result<Valu
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
-        "lora_alpha": number(f64::from(lora.alpha)),
-        "lora_dropout": dropout,
+        "lora_alpha": number(lora.alpha),
+        "lora_dropout": number(lora.dropout),
         "modules_to_save": (!saved.is_empty()).then_some(saved),
         "peft_type": "LORA",
         "r": lora.rank,
@@ -136,11 +134,12 @@ pub fn write(adapter: &Adapter, dropout: f64, base: Option<&str>) -> Result<Valu
     }))
 }
 
-/// A whole number where it is one: PEFT declares alpha as an integer.
-fn number(x: f64) -> Value {
+/// The shortest decimal that is this number; a whole one where it is one: PEFT declares alpha as an
+/// integer.
+fn number(x: f32) -> Value {
     match x.fract() == 0.0 && x.abs() < 1e9 {
         true => json!(x as i64),
-        false => json!(x),
+        false => x.to_string().parse::<f64>().map_or(json!(x), |x| json!(x)),
     }
 }
 

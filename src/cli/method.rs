@@ -46,6 +46,9 @@ pub struct MethodArgs {
     /// Multiply the branch by alpha / sqrt(R) instead (rslora).
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub rslora: Option<bool>,
+    /// Dropout of what LoRA's branches read [default: 0].
+    #[arg(long, value_name = "P", value_parser = finite::<f32>)]
+    pub lora_dropout: Option<f32>,
     /// Name endings of the linear layers with a branch: query, key, value, attention.output.dense,
     /// intermediate.dense, output.dense [default: query,value].
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
@@ -68,7 +71,7 @@ pub struct MethodArgs {
     /// Train the linear head too.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub train_head: Option<bool>,
-    /// Dropout everywhere, instead of the checkpoint's own (0.1 in M-CLIP).
+    /// Dropout of the tower, instead of the checkpoint's own (0.1 in M-CLIP).
     #[arg(long, value_name = "P", value_parser = finite::<f32>)]
     pub dropout: Option<f32>,
     /// Dropout of embeddings and sub-layers.
@@ -97,6 +100,7 @@ impl MethodArgs {
                     alpha: self.alpha.unwrap_or(d.alpha),
                     targets: self.targets.clone().unwrap_or(d.targets),
                     rslora: self.rslora.unwrap_or(d.rslora),
+                    dropout: self.lora_dropout.unwrap_or(d.dropout),
                     ..d
                 };
                 Adapter {
@@ -191,6 +195,7 @@ impl MethodArgs {
             ("rank", self.rank.is_some(), lora),
             ("alpha", self.alpha.is_some(), lora),
             ("rslora", self.rslora.is_some(), lora),
+            ("lora-dropout", self.lora_dropout.is_some(), lora),
             ("targets", self.targets.is_some(), lora),
             ("bottleneck", self.bottleneck.is_some(), adapter),
             ("parallel", self.parallel.is_some(), adapter),

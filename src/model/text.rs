@@ -9,7 +9,7 @@ use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::attention::Attention;
 use crate::ops::embedding::{Embedding, Tables};
 use crate::ops::layer_norm::LayerNorm;
-use crate::ops::linear::{Layer, Linear};
+use crate::ops::linear::{Layer, Linear, LoraLayer};
 use crate::ops::philox::Dropout;
 use crate::ops::pool::Pool;
 use crate::text::pack::Rows;
@@ -39,6 +39,8 @@ struct Builder<'a> {
     config: &'a TextConfig,
     adapter: &'a Adapter,
     dropout: DropoutRates,
+    /// Linear layers of blocks so far.
+    n_linear: usize,
 }
 
 /// Adds the text tower; returns the features (S, E), not normalised.
@@ -57,6 +59,7 @@ pub fn text_tower(
         config,
         adapter,
         dropout,
+        n_linear: 0,
     };
     let mut x = b.embedding();
     for layer in 0..config.layers {
@@ -120,14 +123,21 @@ impl Builder<'_> {
         let name = format!("transformer.{module}");
         let weight = self.weight(&format!("{name}.weight"), &[oc, k]);
         let bias = Some(self.weight(&format!("{name}.bias"), &[oc]));
+        // Sites up to here are those of the layers' own dropout.
+        let site = self.config.layers * 3 + 1 + self.n_linear;
+        self.n_linear += 1;
         let lora = self.adapter.lora_at(&name).map(|l| {
             let mut factor = |suffix: &str, shape: [usize; 2]| {
                 let dims = vec![Dim::Members, Dim::N(shape[0]), Dim::N(shape[1])];
                 self.g
                     .value(format!("{name}.lora.{suffix}"), dims, Role::Trainable)
             };
-            let a = factor("lora_A", [l.rank, k]);
-            (a, factor("lora_B", [oc, l.rank]), l.scale)
+            LoraLayer {
+                lora_a: factor("lora_A", [l.rank, k]),
+                lora_b: factor("lora_B", [oc, l.rank]),
+                scale: l.scale,
+                dropout: self.drop(l.dropout, site),
+            }
         });
         Layer { weight, bias, lora }
     }

@@ -203,9 +203,16 @@ impl Dropout {
     /// Multiplies a row by its factors.
     #[inline(always)]
     pub fn apply(&self, key: &RowKey, row: &mut [f32]) {
+        self.apply_from(key, 0, row);
+    }
+
+    /// Multiplies columns `col ..` of a row by their factors; `col` is a multiple of 4.
+    #[inline(always)]
+    pub fn apply_from(&self, key: &RowKey, col: usize, run: &mut [f32]) {
+        debug_assert!(col.is_multiple_of(4), "words come in fours");
         let (threshold, scale) = (self.threshold(), self.scale());
-        for (b, run) in row.chunks_mut(4 * BLOCKS).enumerate() {
-            let words = key.blocks((b * BLOCKS) as u32);
+        for (b, run) in run.chunks_mut(4 * BLOCKS).enumerate() {
+            let words = key.blocks((col / 4 + b * BLOCKS) as u32);
             for (x, w) in run.iter_mut().zip(words.as_flattened()) {
                 *x *= if *w >= threshold { scale } else { 0.0 };
             }
@@ -238,6 +245,9 @@ mod tests {
         drop.apply(&key, &mut row);
         let want: Vec<f32> = (0..1003).map(|c| drop.factor(&key, c)).collect();
         assert_eq!(row, want);
+        let mut part = vec![1.0; 77];
+        drop.apply_from(&key, 260, &mut part);
+        assert_eq!(part, want[260..337]);
         let dropped = row.iter().filter(|x| **x == 0.0).count();
         assert!((60..140).contains(&dropped), "{dropped}");
     }

@@ -130,7 +130,8 @@ impl EncodeProgram {
     /// The tower without dropout.
     pub fn new(c: &TextConfig, head: bool, adapter: &Adapter) -> EncodeProgram {
         let mut g = Graph::new();
-        let features = text_tower(&mut g, c, head, adapter, DropoutRates::NONE);
+        let adapter = adapter.without_dropout();
+        let features = text_tower(&mut g, c, head, &adapter, DropoutRates::NONE);
         g.get_mut(features).role = Role::Output;
         g.check();
         EncodeProgram {

@@ -68,11 +68,12 @@ pub fn compacter(n: usize, reduction: usize) -> Adapter {
     }
 }
 
-/// LoRA beside every linear layer, layer norms and head.
+/// LoRA with dropout beside every linear layer, layer norms and head.
 pub fn everything(rank: usize) -> Adapter {
     let lora = LoraConfig {
         rank,
         alpha: 2.0 * rank as f32,
+        dropout: 0.2,
         targets: LINEAR_LAYERS.map(String::from).to_vec(),
         ..LoraConfig::default()
     };

@@ -1,9 +1,9 @@
 //! Parts side by side, bias, GELU, low-rank branches; frozen, trainable and mixed.
 
-use crosstune::ops::linear::{Layer, Linear};
+use crosstune::ops::linear::{Layer, Linear, LoraLayer};
 use crosstune::text::pack::Rows;
 
-use super::rig::{ALONE, Built, Members, ONE, REAL, REAL_THREE, Rig, THREE};
+use super::rig::{ALONE, Built, Members, ONE, REAL, REAL_THREE, Rig, THREE, half};
 
 /// What a case trains.
 #[derive(Clone, Copy)]
@@ -11,17 +11,21 @@ struct Trains {
     weight: bool,
     bias: bool,
     lora: Option<usize>,
+    /// Dropout of what the branch reads; the rows are then tokens.
+    drop: bool,
 }
 
 const FROZEN: Trains = Trains {
     weight: false,
     bias: false,
     lora: None,
+    drop: false,
 };
 const ALL: Trains = Trains {
     weight: true,
     bias: true,
     lora: Some(3),
+    drop: false,
 };
 
 fn rig(
@@ -44,7 +48,12 @@ fn rig(
             lora: t.lora.map(|r| {
                 let a = rig.param(&format!("{i}.lora_A"), &[r, k], true, (0.0, std));
                 let b = rig.param(&format!("{i}.lora_B"), &[oc, r], true, (0.0, 0.5));
-                (a, b, 2.0)
+                LoraLayer {
+                    lora_a: a,
+                    lora_b: b,
+                    scale: 2.0,
+                    dropout: half(20 + i as u32).filter(|_| t.drop),
+                }
             }),
         })
         .collect();
@@ -123,4 +132,47 @@ fn cpu_agrees_on_a_real_block() {
     )
     .cpu_agrees("linear");
     rig((REAL_THREE, 19), Rows::Tokens, (384, &[512]), &[ALL], false).cpu_agrees("linear");
+}
+
+/// Dropout in two branches of three; more rows than are dropped at once, and columns of more than one
+/// run.
+const DROPPED: &[Trains] = &[
+    Trains { drop: true, ..ALL },
+    FROZEN,
+    Trains {
+        lora: Some(2),
+        drop: true,
+        ..FROZEN
+    },
+];
+
+#[test]
+fn gradients_with_dropout_are_those_of_finite_differences() {
+    let mut worst = 0f64;
+    for members in [ONE, ALONE, THREE] {
+        for (k, widths, act) in [(7, &[5usize, 3, 4][..], false), (5, &[11], true)] {
+            let built = rig((members, 4), Rows::Tokens, (k, widths), DROPPED, act);
+            worst = worst.max(built.finite_differences(|_, _| true));
+        }
+    }
+    println!("linear with dropout: finite differences within {worst:.1e}");
+}
+
+#[test]
+fn cpu_agrees_with_dropout() {
+    let cases = [
+        (ONE, 1, 1),
+        (ALONE, 19, 13),
+        (THREE, 19, 259),
+        (REAL_THREE, 19, 523),
+    ];
+    for (members, longest, k) in cases {
+        let widths = [13, 17, 1];
+        let rows = Rows::Tokens;
+        rig((members, longest), rows, (k, &widths), DROPPED, false).cpu_agrees("linear");
+    }
+    let long = (&[(40, true), (1, false)][..], 19);
+    let built = rig(long, Rows::Tokens, (67, &[31]), DROPPED, true);
+    assert!(built.batch().members[0].tokens.len() > 2 * 256);
+    built.cpu_agrees("linear");
 }

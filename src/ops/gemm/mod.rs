@@ -33,6 +33,8 @@ const KC: usize = 256;
 const AHEAD: usize = 16 * NR;
 /// Panels that one task packs: `KC * NR * PANELS` stays in the L2 cache.
 const PANELS: usize = 16;
+/// The longest run of columns that a product finishes at once; each begins at a multiple of it.
+pub const RUN: usize = NR * PANELS;
 
 /// A strided view of a matrix.
 #[derive(Clone, Copy)]
@@ -141,15 +143,15 @@ pub fn gemm<F>(
         return;
     }
     let shared = checked(c, second, (m, n), segments);
-    let col_tasks = n.div_ceil(NR * PANELS);
+    let col_tasks = n.div_ceil(RUN);
     let row_tasks = row_split(m, col_tasks);
     let rows_per = m.div_ceil(row_tasks).next_multiple_of(MR);
     (0..col_tasks * row_tasks).into_par_iter().for_each(|task| {
-        let col = (task % col_tasks) * NR * PANELS;
+        let col = (task % col_tasks) * RUN;
         let row = (task / col_tasks) * rows_per;
         if row < m {
             let rows = rows_per.min(m - row);
-            let cols = (NR * PANELS).min(n - col);
+            let cols = (RUN).min(n - col);
             let block = Block {
                 row,
                 rows,
@@ -167,12 +169,12 @@ pub fn gemm_serial(c: Dest<'_>, (m, n): (usize, usize), segments: &[Segment<'_>]
         return;
     }
     let shared = checked(c, None, (m, n), segments);
-    for col in (0..n).step_by(NR * PANELS) {
+    for col in (0..n).step_by(RUN) {
         let block = Block {
             row: 0,
             rows: m,
             col,
-            cols: (NR * PANELS).min(n - col),
+            cols: (RUN).min(n - col),
         };
         PACK.with_borrow_mut(|pack| {
             run_block(
@@ -249,8 +251,8 @@ fn run_block<F>(
 ) where
     F: Fn(usize, usize, &mut [f32], &mut [f32]) + Sync,
 {
-    pack.resize(KC * NR * PANELS + KC * MR, 0.0);
-    let (b_pack, a_pack) = pack.split_at_mut(KC * NR * PANELS);
+    pack.resize(KC * RUN + KC * MR, 0.0);
+    let (b_pack, a_pack) = pack.split_at_mut(KC * RUN);
     let chunks: Vec<(usize, usize, usize)> = segments
         .iter()
         .enumerate()

@@ -4,12 +4,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Branch, Columns, Lora, Part, columns, project, row_groups};
+use super::{Branch, Columns, Lora, Part, columns, dropped, project, row_groups};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::ValueId;
 use crate::ops::fast::{axpy, vector};
-use crate::ops::gemm::{Dest, Mat, Segment, Start, gemm};
+use crate::ops::gemm::{Dest, Mat, RUN, Segment, Start, gemm};
+use crate::ops::layer_norm::token_key;
+use crate::ops::philox::Dropout;
 use crate::ops::real::Real;
 use crate::ops::{Node, member_slice};
 use crate::text::pack::Rows;
@@ -17,7 +19,7 @@ use crate::text::pack::Rows;
 /// Columns of a task over a sum of rows.
 const COLUMNS: usize = 128;
 
-/// `dinp = resid + sum over parts of dout_p W_p + v_p A_p`.
+/// `dinp = resid + sum over parts of dout_p W_p + drop(v_p A_p)`, with the forward's masks.
 #[derive(Clone, Debug)]
 pub struct InputGrad {
     /// (rows, sum of OC)
@@ -72,14 +74,17 @@ impl Node for InputGrad {
             if let (Some(v), Some(lora)) = (branch, &p.lora) {
                 let (v, a) = (mem.get(*v), mem.get(lora.lora_a));
                 let r = mem.channels(lora.lora_b);
+                let mut term = vec![F::zero(); rows * k];
                 for t in 0..rows {
                     let a = &a[mem.batch.member_of(self.rows, t) * r * k..];
                     for i in 0..r {
                         for j in 0..k {
-                            dinp[t * k + j] += v[t * r + i] * a[i * k + j];
+                            term[t * k + j] += v[t * r + i] * a[i * k + j];
                         }
                     }
                 }
+                let term = dropped::reference(mem, &term, k, lora.dropout);
+                dinp.iter_mut().zip(term).for_each(|(d, t)| *d += t);
             }
         }
         mem.set(self.dinp, dinp);
@@ -87,7 +92,7 @@ impl Node for InputGrad {
 
     fn cpu(&self, mem: &mut CpuMem<'_>) {
         let (k, width) = (mem.channels(self.dinp), mem.channels(self.dout));
-        let batch = mem.batch;
+        let (batch, steps) = (mem.batch, mem.steps);
         let n = self.parts.len();
         let cols = columns(mem.graph, &self.parts);
         let per_member = self.parts.iter().any(|p| mem.per_member(p.weight));
@@ -109,9 +114,11 @@ impl Node for InputGrad {
         let (dout, resid) = (r[0], r[1]);
         let (weights, rest) = r[2..].split_at(n);
         let (tables, coeffs) = rest.split_at(n);
-        let branches: Vec<(Branch, &[f32])> = (0..n)
-            .filter(|&i| ranks[i] > 0)
-            .map(|i| (Branch::direct(tables[i], ranks[i], k), coeffs[i]))
+        let drops = self.parts.iter().map(|p| p.lora.and_then(|l| l.dropout));
+        let branches: Vec<(Branch, &[f32], Option<Dropout>)> = (0..n)
+            .zip(drops)
+            .filter(|(i, _)| ranks[*i] > 0)
+            .map(|(i, drop)| (Branch::direct(tables[i], ranks[i], k), coeffs[i], drop))
             .collect();
         for (rows, g) in row_groups(batch, self.rows, per_member) {
             if rows.is_empty() {
@@ -143,8 +150,16 @@ impl Node for InputGrad {
                     let row = rows.start + row;
                     if !branches.is_empty() {
                         let g = batch.member_of(self.rows, row);
-                        for (b, coeff) in &branches {
-                            b.add(run, coeff, (row, col), g);
+                        for (b, coeff, drop) in &branches {
+                            let Some(drop) = drop else {
+                                b.add(run, coeff, (row, col), g);
+                                continue;
+                            };
+                            let mut term = [0f32; RUN];
+                            let term = &mut term[..run.len()];
+                            b.add(term, coeff, (row, col), g);
+                            drop.apply_from(&token_key(batch, steps, drop.site, row), col, term);
+                            axpy(run, 1.0, term);
                         }
                     }
                     if !resid.is_empty() {
@@ -177,7 +192,9 @@ pub struct WeightGrad {
 
 impl Node for WeightGrad {
     fn reads(&self) -> Vec<ValueId> {
-        vec![self.inp, self.dout]
+        // A bias alone does not need the input, which may have died.
+        let inp = self.dweight.map(|_| self.inp);
+        inp.into_iter().chain([self.dout]).collect()
     }
 
     fn writes(&self) -> Vec<ValueId> {
@@ -213,10 +230,8 @@ impl Node for WeightGrad {
         let (k, width) = (mem.channels(self.inp), mem.channels(self.dout));
         let batch = mem.batch;
         let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
-        let (r, mut w) = mem.bind(
-            &[Some(self.inp), Some(self.dout)],
-            &[self.dweight, self.dbias],
-        );
+        let inp = self.dweight.map(|_| self.inp);
+        let (r, mut w) = mem.bind(&[inp, Some(self.dout)], &[self.dweight, self.dbias]);
         let (inp, dout) = (r[0], r[1]);
         let [dweight, dbias] = &mut w[..] else { return };
         for (rows, g) in row_groups(batch, self.rows, true) {
@@ -268,7 +283,7 @@ pub(crate) fn column_sums(sums: &mut [f32], data: &[f32], width: usize, rows: Ra
         });
 }
 
-/// `v = scale dout_p B`, `dA += v^T inp`, `dB += scale dout_p^T u`, for one part.
+/// `v = scale dout_p B`, `dA += v^T drop(inp)`, `dB += scale dout_p^T u`, for one part.
 #[derive(Clone, Debug)]
 pub struct LoraGrad {
     /// (rows, K)
@@ -305,6 +320,7 @@ impl Node for LoraGrad {
         let r = mem.channels(self.lora.lora_b);
         let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
         let (rows, members) = (mem.batch.rows(self.rows), mem.batch.members.len());
+        let x = dropped::reference(mem, &x, k, self.lora.dropout);
         let scale = F::of(self.lora.scale.into());
         let mut v = vec![F::zero(); rows * r];
         let (mut da, mut db) = (
@@ -335,7 +351,7 @@ impl Node for LoraGrad {
 
     fn cpu(&self, mem: &mut CpuMem<'_>) {
         let (k, width) = (mem.channels(self.inp), mem.channels(self.dout));
-        let batch = mem.batch;
+        let (batch, steps) = (mem.batch, mem.steps);
         let rank = mem.channels(self.lora.lora_b);
         let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
         let reads = [
@@ -347,23 +363,26 @@ impl Node for LoraGrad {
         let (r, mut w) = mem.bind(&reads, &[Some(self.v), self.grads.0, self.grads.1]);
         let (inp, dout, u) = (r[0], r[1], r[2]);
         let [v, da, db] = &mut w[..] else { return };
-        let table = |g: usize| Mat::rows(&r[3][g * len * rank..][..len * rank], rank);
-        project(
-            v,
-            (&dout[start..], width),
-            (table, rank, len),
-            self.lora.scale,
-            (batch, self.rows),
-        );
         let mut sums = vec![0f32; if db.is_empty() { 0 } else { rank * len }];
         for (rows, g) in row_groups(batch, self.rows, true) {
             if rows.is_empty() {
                 continue;
             }
+            let table = Mat::rows(&r[3][g * len * rank..], rank);
+            project(
+                &mut v[rows.start * rank..],
+                (&dout[rows.start * width + start..], width),
+                table,
+                (rows.len(), rank, len),
+                self.lora.scale,
+            );
             if !da.is_empty() {
-                let x = Mat::rows(&inp[rows.start * k..], k);
                 let dest = &mut da[g * rank * k..][..rank * k];
-                row_sums(dest, (v, rank), x, (rows.clone(), k), Start::Accumulate);
+                let drop = self.lora.dropout;
+                dropped::chunks((inp, k), rows.clone(), (batch, steps), drop, |rows, x| {
+                    let x = Mat::rows(x, k);
+                    row_sums(dest, (v, rank), x, (rows, k), Start::Accumulate);
+                });
             }
             if !db.is_empty() {
                 let x = Mat::rows(&dout[rows.start * width + start..], width);

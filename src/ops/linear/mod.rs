@@ -2,13 +2,15 @@
 //!
 //! For each part `p`: `out[:, p] = inp W_p^T + b_p + scale (inp A_p^T) B_p^T`; with `act`, also
 //! `act = gelu(out)`. Query, key and value are three parts of one op, so the input is read once.
-//! LoRA: Hu et al., "LoRA: low-rank adaptation of large language models" (2021), with OpenDelta's
-//! scale alpha / rank.
+//! LoRA: Hu et al., "LoRA: low-rank adaptation of large language models" (2021); with dropout, the
+//! branch alone reads `drop(inp)`, which is never stored but made again where it is read.
 
+mod dropped;
 pub mod grad;
 
 use super::fast::gelu;
 use super::gemm::{Dest, Mat, Segment, Start, gemm};
+use super::philox::Dropout;
 use super::real::{self, Real};
 use super::{Node, member_slice};
 use crate::exec::cpu::CpuMem;
@@ -25,10 +27,12 @@ pub struct Lora {
     pub lora_a: ValueId,
     /// (G, OC, R)
     pub lora_b: ValueId,
-    /// alpha / R.
+    /// What the branch is multiplied by.
     pub scale: f32,
-    /// (rows, R) `inp A^T`, kept for the gradient.
+    /// (rows, R) `drop(inp) A^T`, kept for the gradient.
     pub u: ValueId,
+    /// On what the branch reads, in training; the rows are then tokens.
+    pub dropout: Option<Dropout>,
 }
 
 /// One linear layer.
@@ -64,12 +68,28 @@ pub struct Layer {
     pub weight: ValueId,
     /// (OC) or (G, OC).
     pub bias: Option<ValueId>,
-    /// A, B and scale of a low-rank branch.
-    pub lora: Option<(ValueId, ValueId, f32)>,
+    /// The branch beside it.
+    pub lora: Option<LoraLayer>,
+}
+
+/// A low-rank branch as a model builder names it.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraLayer {
+    /// (G, R, K)
+    pub lora_a: ValueId,
+    /// (G, OC, R)
+    pub lora_b: ValueId,
+    /// What the branch is multiplied by.
+    pub scale: f32,
+    /// On what the branch reads; the rows must be tokens.
+    pub dropout: Option<Dropout>,
 }
 
 impl Linear {
     /// Adds the op; returns its result, the activated one with `act`.
+    ///
+    /// # Panics
+    /// If a branch has dropout and the rows are not tokens: a mistake of a model builder.
     pub fn push(
         g: &mut Graph,
         name: &str,
@@ -86,18 +106,20 @@ impl Linear {
                 Dim::N(n) => n,
                 other => unreachable!("output channels are fixed, not {other:?}"),
             };
-            let lora = l.lora.map(|(lora_a, lora_b, scale)| {
-                let r = g.channels(lora_b);
+            let lora = l.lora.map(|l| {
+                assert!(l.dropout.is_none() || rows == Rows::Tokens, "{name}");
+                let r = g.channels(l.lora_b);
                 let u = g.value(
                     format!("{name}.lora{i}.u"),
                     vec![row_dim, Dim::N(r)],
                     Role::Temp,
                 );
                 Lora {
-                    lora_a,
-                    lora_b,
-                    scale,
+                    lora_a: l.lora_a,
+                    lora_b: l.lora_b,
+                    scale: l.scale,
                     u,
+                    dropout: l.dropout,
                 }
             });
             parts.push(Part {
@@ -260,6 +282,7 @@ impl Node for Linear {
                 let (a, b) = (mem.get(l.lora_a), mem.get(l.lora_b));
                 let r = mem.channels(l.lora_b);
                 let mut u = vec![F::zero(); rows * r];
+                let x = dropped::reference(mem, &x, k, l.dropout);
                 for t in 0..rows {
                     let g = mem.batch.member_of(self.rows, t);
                     let (a, b) = (&a[g * r * k..][..r * k], &b[g * at.len * r..][..at.len * r]);
@@ -403,50 +426,50 @@ impl Branch {
     }
 }
 
-/// `out = scale inp table` of each member's rows: (rows, R) from rows of `width` elements and each
-/// member's table (width, R), a view of which `table` gives.
-pub(crate) fn project<'a>(
+/// `out (rows, R) = scale inp table`, row by row; `table` is (width, R).
+pub(crate) fn project(
     out: &mut [f32],
     (inp, ld): (&[f32], usize),
-    (table, rank, width): (impl Fn(usize) -> Mat<'a>, usize, usize),
+    table: Mat<'_>,
+    (rows, rank, width): (usize, usize, usize),
     scale: f32,
-    (batch, rows): (&Batch, Rows),
 ) {
-    for (range, g) in row_groups(batch, rows, true) {
-        if range.is_empty() {
-            continue;
-        }
-        let segment = Segment {
-            a: Mat::rows(&inp[range.start * ld..], ld),
-            b: table(g),
-            k: width,
-        };
-        let dest = Dest {
-            data: &mut out[range.start * rank..],
-            ld: rank,
-        };
-        gemm(
-            dest,
-            None,
-            (range.len(), rank),
-            &[segment],
-            Start::Zero,
-            #[inline(always)]
-            |_, _, run, _| run.iter_mut().for_each(|x| *x *= scale),
-        );
-    }
+    let segment = Segment {
+        a: Mat::rows(inp, ld),
+        b: table,
+        k: width,
+    };
+    let dest = Dest {
+        data: out,
+        ld: rank,
+    };
+    gemm(
+        dest,
+        None,
+        (rows, rank),
+        &[segment],
+        Start::Zero,
+        #[inline(always)]
+        |_, _, run, _| run.iter_mut().for_each(|x| *x *= scale),
+    );
 }
 
-/// Computes `u = inp A^T` and returns what the branch adds.
+/// Computes `u = drop(inp) A^T` and returns what the branch adds.
 fn forward_branch(mem: &mut CpuMem<'_>, op: &Linear, lora: &Lora, width: usize) -> Branch {
     let k = mem.channels(op.inp);
     let rank = mem.channels(lora.lora_b);
-    let batch = mem.batch;
+    let (batch, steps) = (mem.batch, mem.steps);
     let (r, mut w) = mem.bind(
         &[Some(op.inp), Some(lora.lora_a), Some(lora.lora_b)],
         &[Some(lora.u)],
     );
-    let table = |g: usize| Mat::rows(&r[1][g * rank * k..][..rank * k], k).t();
-    project(w[0], (r[0], k), (table, rank, k), 1.0, (batch, op.rows));
+    let (inp, lora_a) = (r[0], r[1]);
+    for (rows, g) in row_groups(batch, op.rows, true) {
+        let table = Mat::rows(&lora_a[g * rank * k..], k).t();
+        dropped::chunks((inp, k), rows, (batch, steps), lora.dropout, |rows, x| {
+            let u = &mut w[0][rows.start * rank..];
+            project(u, (x, k), table, (rows.len(), rank, k), 1.0);
+        });
+    }
     Branch::transposed(r[2], rank, width, lora.scale)
 }
