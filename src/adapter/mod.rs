@@ -32,6 +32,11 @@ pub struct Adapter {
     /// Whether the layer norms of every block (`output.LayerNorm`) are trained; the embeddings' is
     /// not.
     pub layer_norms: bool,
+    /// Whether every bias of every block is trained, of linear layers and of layer norms: BitFit (Ben
+    /// Zaken, Goldberg and Ravfogel, 2022). Those of the embeddings' norm and of the head are not
+    /// among the paper's equations and stay as they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub biases: bool,
     /// Whether the linear head is trained.
     pub head: bool,
     /// Whether every tensor of the model is trained. Nothing else may be set then.
@@ -93,6 +98,14 @@ impl Adapter {
         }
     }
 
+    /// BitFit: every bias of the blocks.
+    pub fn bitfit() -> Adapter {
+        Adapter {
+            biases: true,
+            ..Adapter::default()
+        }
+    }
+
     /// Every tensor of the model.
     pub fn full() -> Adapter {
         Adapter {
@@ -116,8 +129,10 @@ impl Adapter {
             let module = name.rsplit_once('.').map_or(name, |(m, _)| m);
             ends_with(module, "output.LayerNorm")
         };
+        let in_block = |name: &str| name.starts_with("transformer.encoder.layer.");
         self.full
             || (self.layer_norms && is_norm(name))
+            || (self.biases && in_block(name) && name.ends_with(".bias"))
             || (self.head && name.starts_with("LinearTransformation."))
     }
 
@@ -168,7 +183,7 @@ impl Adapter {
         }
         if *self == Adapter::default() {
             return Err(bad_input!(
-                "nothing to train: choose lora, adapter, compacter, layernorm, head or full"
+                "nothing to train: choose lora, adapter, compacter, bitfit, layernorm, head or full"
             ));
         }
         Ok(())

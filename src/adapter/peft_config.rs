@@ -91,6 +91,12 @@ pub fn write(adapter: &Adapter, base: Option<&str>) -> Result<Value> {
              model of it"
         ));
     }
+    if adapter.biases {
+        return Err(bad_input!(
+            "adapter: trains biases, which are not written for PEFT; `crosstune merge` makes a model \
+             of it"
+        ));
+    }
     let Some(lora) = &adapter.lora else {
         return Err(bad_input!(
             "adapter: has no LoRA, which PEFT's LoRA format needs; `crosstune merge` makes a model \

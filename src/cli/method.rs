@@ -21,6 +21,8 @@ pub enum Method {
     Adapter,
     /// Bottlenecks of hypercomplex layers in the same places, and the layer norms.
     Compacter,
+    /// Every bias of every block alone, of linear layers and of layer norms (BitFit).
+    Bitfit,
     /// The layer norms of every block alone.
     Layernorm,
     /// The linear head alone.
@@ -130,6 +132,7 @@ impl MethodArgs {
                     ..with_norms
                 }
             }
+            Method::Bitfit => Adapter::bitfit(),
             Method::Layernorm => Adapter {
                 layer_norms: true,
                 ..Adapter::default()
@@ -170,7 +173,7 @@ impl MethodArgs {
                 self.reduction.get_or_insert(d.reduction);
                 self.phm_dim.get_or_insert(d.phm_dim);
             }
-            Method::Layernorm | Method::Head | Method::Full => {}
+            Method::Bitfit | Method::Layernorm | Method::Head | Method::Full => {}
         }
     }
 
