@@ -19,6 +19,7 @@ pub use lora::LoraConfig;
 use crate::bad_input;
 use crate::error::Result;
 use crate::weights::config::TextConfig;
+use crate::weights::text_model::is_head;
 
 /// What is trained.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -70,6 +71,21 @@ impl Adapter {
             lora: Some(lora),
             layer_norms: true,
             ..Adapter::default()
+        }
+    }
+
+    /// The original's `run_cross`: LoRA beside all four linear layers of the attention, the layer
+    /// norms and the head. It also makes the pooler trainable, which no feature of M-CLIP passes
+    /// through: its values never change, so it is left out here.
+    pub fn cross(rank: usize) -> Adapter {
+        let mut adapter = Adapter::lora(rank);
+        if let Some(lora) = &mut adapter.lora {
+            let all = ["query", "value", "key", "attention.output.dense"];
+            lora.targets = all.map(String::from).to_vec();
+        }
+        Adapter {
+            head: true,
+            ..adapter
         }
     }
 
@@ -133,7 +149,7 @@ impl Adapter {
         self.full
             || (self.layer_norms && is_norm(name))
             || (self.biases && in_block(name) && name.ends_with(".bias"))
-            || (self.head && name.starts_with("LinearTransformation."))
+            || (self.head && is_head(name))
     }
 
     /// What it adds that is no branch of a linear layer, by its name, if it adds such a thing.

@@ -17,6 +17,9 @@ use super::finite;
 pub enum Method {
     /// Low-rank branches beside linear layers, and the layer norms.
     Lora,
+    /// The original's run_cross: low-rank branches beside the attention's four linear layers, the layer
+    /// norms and the linear head (its pooler, which no feature passes through, is left out).
+    Cross,
     /// Bottlenecks after both sub-layers of every block, or beside them, and the layer norms.
     Adapter,
     /// Bottlenecks of hypercomplex layers in the same places, and the layer norms.
@@ -95,20 +98,11 @@ impl MethodArgs {
             ..Adapter::default()
         };
         let mut adapter = match method {
-            Method::Lora => {
-                let d = LoraConfig::default();
-                let lora = LoraConfig {
-                    rank: self.rank.unwrap_or(d.rank),
-                    alpha: self.alpha.unwrap_or(d.alpha),
-                    targets: self.targets.clone().unwrap_or(d.targets),
-                    rslora: self.rslora.unwrap_or(d.rslora),
-                    dropout: self.lora_dropout.unwrap_or(d.dropout),
-                    ..d
-                };
-                Adapter {
-                    lora: Some(lora),
-                    ..with_norms
-                }
+            Method::Lora => self.branches(with_norms, LoraConfig::default()),
+            Method::Cross => {
+                let d = Adapter::cross(LoraConfig::default().rank);
+                let lora = d.lora.clone().unwrap_or_default();
+                self.branches(Adapter { layer_norms, ..d }, lora)
             }
             Method::Adapter => {
                 let d = BottleneckConfig::default();
@@ -154,11 +148,31 @@ impl MethodArgs {
         Ok(shared)
     }
 
+    /// An adapter with branches as the options say, by default as `d` says.
+    fn branches(&self, adapter: Adapter, d: LoraConfig) -> Adapter {
+        let lora = LoraConfig {
+            rank: self.rank.unwrap_or(d.rank),
+            alpha: self.alpha.unwrap_or(d.alpha),
+            targets: self.targets.clone().unwrap_or(d.targets),
+            rslora: self.rslora.unwrap_or(d.rslora),
+            dropout: self.lora_dropout.unwrap_or(d.dropout),
+            ..d
+        };
+        Adapter {
+            lora: Some(lora),
+            ..adapter
+        }
+    }
+
     /// Fills the defaults in.
     pub fn resolve(&mut self) {
         match *self.method.get_or_insert(Method::Lora) {
-            Method::Lora => {
-                let d = LoraConfig::default();
+            method @ (Method::Lora | Method::Cross) => {
+                let d = match method {
+                    Method::Cross => Adapter::cross(LoraConfig::default().rank).lora,
+                    _ => None,
+                };
+                let d = d.unwrap_or_default();
                 self.rank.get_or_insert(d.rank);
                 self.alpha.get_or_insert(d.alpha);
                 self.targets.get_or_insert(d.targets);
@@ -191,7 +205,7 @@ impl MethodArgs {
 
     /// The given options that a method has no use for, and the methods that have one.
     pub fn unused(&self, method: Method) -> Vec<(&'static str, &'static [Method])> {
-        let lora = &[Method::Lora][..];
+        let lora = &[Method::Lora, Method::Cross][..];
         let adapter = &[Method::Adapter][..];
         let compacter = &[Method::Compacter][..];
         let mut options: Vec<(&str, bool, &[Method])> = vec![
@@ -207,7 +221,12 @@ impl MethodArgs {
             (
                 "freeze-layer-norms",
                 self.freeze_layer_norms.is_some(),
-                &[Method::Lora, Method::Adapter, Method::Compacter],
+                &[
+                    Method::Lora,
+                    Method::Cross,
+                    Method::Adapter,
+                    Method::Compacter,
+                ],
             ),
         ];
         options.retain(|(_, given, methods)| *given && !methods.contains(&method));

@@ -87,6 +87,9 @@ pub struct Recipe {
     /// Highest learning rate [default: 2e-4].
     #[arg(long, value_parser = finite::<f64>)]
     pub lr: Option<f64>,
+    /// Highest learning rate of the linear head, where it is trained [default: that of the rest].
+    #[arg(long, value_name = "LR", value_parser = finite::<f64>)]
+    pub head_lr: Option<f64>,
     /// Steps of linear warm-up before the cosine [default: 0].
     #[arg(long, value_name = "STEPS")]
     pub warmup: Option<usize>,
@@ -194,6 +197,7 @@ impl Args {
             ratio: r.ratio.unwrap_or(d.ratio),
             stop_partner: r.stop_partner.unwrap_or(d.stop_partner),
             lr: r.lr.unwrap_or(d.lr),
+            head_lr: r.head_lr,
             warmup: r.warmup.unwrap_or(d.warmup),
             weight_decay: r.weight_decay.unwrap_or(d.weight_decay),
             clip_norm: r.clip_norm,

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Role, ValueId};
 use crate::text::pack::Batch;
 use crate::weights::checkpoint::Checkpoint;
+use crate::weights::text_model::is_head;
 use state::TrainState;
 
 /// Weights of the objective's terms, per member: strategy and text loss are nothing else.
@@ -64,6 +65,8 @@ pub struct MemberStep {
 pub struct Adam {
     /// Learning rate of this step.
     pub lr: f64,
+    /// That of the linear head, where it has its own.
+    pub head_lr: Option<f64>,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -76,10 +79,18 @@ pub struct Adam {
     pub clip_norm: f64,
 }
 
+impl Adam {
+    /// The learning rate of a trainable tensor.
+    pub fn lr_of(&self, tensor: &str) -> f64 {
+        self.head_lr.filter(|_| is_head(tensor)).unwrap_or(self.lr)
+    }
+}
+
 impl Default for Adam {
     fn default() -> Adam {
         Adam {
             lr: 1e-3,
+            head_lr: None,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

@@ -124,7 +124,8 @@ pub struct AdamStep {
 /// What a member's step multiplies by, in f64 as PyTorch computes them.
 struct Factors {
     grad: f64,
-    step: f64,
+    /// The learning rate is divided by it.
+    correction: f64,
     root: f64,
 }
 
@@ -133,7 +134,7 @@ fn factors(adam: &Adam, steps: u32, norm: f32, loss_scale: f32) -> Factors {
     let clip = (adam.clip_norm / (f64::from(norm) + 1e-6)).min(1.0);
     Factors {
         grad: clip / f64::from(loss_scale),
-        step: adam.lr / correction(adam.beta1),
+        correction: correction(adam.beta1),
         root: correction(adam.beta2).sqrt(),
     }
 }
@@ -162,6 +163,7 @@ impl Node for AdamStep {
             for (id, grad) in values.iter().zip(&grads) {
                 let (mut value, grad) = (mem.get(*id), mem.get(*grad));
                 let len = value.len() / members;
+                let step = a.lr_of(&mem.graph.get(*id).name) / f.correction;
                 for i in g * len..(g + 1) * len {
                     let d = grad[i] * F::of(f.grad) + F::of(a.weight_decay) * value[i];
                     let m = &mut mem.state.m[id.idx()][i];
@@ -169,7 +171,7 @@ impl Node for AdamStep {
                     let v = &mut mem.state.v[id.idx()][i];
                     *v = b2 * *v + (F::of(1.0 - a.beta2)) * d * d;
                     let root = v.sqrt() / F::of(f.root) + F::of(a.eps);
-                    value[i] -= F::of(f.step) * *m / root;
+                    value[i] -= F::of(step) * *m / root;
                 }
                 mem.set(*id, value);
             }
@@ -189,6 +191,7 @@ impl Node for AdamStep {
             for t in 0..mem.state.tensors.len() {
                 let range = mem.state.range(t, g);
                 let s = &mut *mem.state;
+                let step = (a.lr_of(&s.tensors[t].name) / f.correction) as f32;
                 let grads = s.grads[range.clone()].par_chunks(CHUNK);
                 let m = s.m[range.clone()].par_chunks_mut(CHUNK);
                 let v = s.v[range.clone()].par_chunks_mut(CHUNK);
@@ -200,7 +203,7 @@ impl Node for AdamStep {
                     .for_each(|(((x, d), m), v)| {
                         vector(
                             #[inline(always)]
-                            || update(x, d, m, v, &a, &f),
+                            || update((x, d, m, v), step, &a, &f),
                         );
                     });
             }
@@ -209,8 +212,13 @@ impl Node for AdamStep {
 }
 
 #[inline(always)]
-fn update(x: &mut [f32], d: &[f32], m: &mut [f32], v: &mut [f32], a: &Adam, f: &Factors) {
-    let (grad, step, root) = (f.grad as f32, f.step as f32, f.root as f32);
+fn update(
+    (x, d, m, v): (&mut [f32], &[f32], &mut [f32], &mut [f32]),
+    step: f32,
+    a: &Adam,
+    f: &Factors,
+) {
+    let (grad, root) = (f.grad as f32, f.root as f32);
     // 1 - beta in f64, as PyTorch has it: in f32 it would be off by 1e-5 of itself.
     let (c1, c2) = ((1.0 - a.beta1) as f32, (1.0 - a.beta2) as f32);
     let (beta2, eps, decay) = (a.beta2 as f32, a.eps as f32, a.weight_decay as f32);

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::eval::retrieval::Recall;
 use crate::model::text::DropoutRates;
 use crate::weights::config::TextConfig;
+use crate::weights::text_model::HEAD_WEIGHT;
 
 /// What decides which evaluation was the best one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub struct MemberConfig {
     pub stop_partner: bool,
     /// Learning rate at its highest.
     pub lr: f64,
+    /// That of the linear head, if it is another; it falls as the other does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_lr: Option<f64>,
     /// Steps of linear warm-up.
     pub warmup: usize,
     /// Added to the gradient, times the value.
@@ -100,6 +104,7 @@ impl Default for MemberConfig {
             ratio: 1.0,
             stop_partner: false,
             lr: 2e-4,
+            head_lr: None,
             warmup: 0,
             weight_decay: 0.0,
             clip_norm: None,
@@ -157,6 +162,20 @@ impl Shared {
 }
 
 impl MemberConfig {
+    /// Checks the settings, and that they go with what is trained.
+    ///
+    /// # Errors
+    /// As [`MemberConfig::check`]; a learning rate for a head that is frozen.
+    pub fn check_with(&self, shared: &Shared) -> Result<()> {
+        self.check()?;
+        match self.head_lr {
+            Some(_) if !shared.adapter.trains(HEAD_WEIGHT) => Err(bad_input!(
+                "head-lr: the linear head is not trained; add --train-head or drop --head-lr"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -168,6 +187,7 @@ impl MemberConfig {
         }
         let numbers = [
             ("lr", self.lr),
+            ("head-lr", self.head_lr.unwrap_or(0.0)),
             ("ratio", f64::from(self.ratio)),
             ("weight-decay", self.weight_decay),
             ("clip-norm", self.clip_norm.unwrap_or(1.0)),

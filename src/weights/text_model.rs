@@ -13,6 +13,11 @@ pub const HEAD_WEIGHT: &str = "LinearTransformation.weight";
 /// See [`HEAD_WEIGHT`].
 pub const HEAD_BIAS: &str = "LinearTransformation.bias";
 
+/// Whether a tensor is the linear head's.
+pub fn is_head(name: &str) -> bool {
+    [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
+}
+
 /// What stands in front of encoder names: M-CLIP, a bare encoder, BERT and RoBERTa with a task head.
 const PREFIXES: [&str; 4] = ["transformer.", "", "bert.", "roberta."];
 

@@ -183,7 +183,7 @@ impl<'e> Trainer<'e> {
         }
         let mut batches = Vec::new();
         for m in &members {
-            m.config.check()?;
+            m.config.check_with(&shared)?;
             batches.push(check_data(m)?);
             check_lengths(m, &shared)?;
         }

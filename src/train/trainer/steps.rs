@@ -71,7 +71,7 @@ impl Trainer<'_> {
     fn member_step(&self, g: usize, active: bool) -> MemberStep {
         let m = &self.members[g];
         let c = &m.config;
-        let lr = cosine(c.lr, self.step, c.warmup, self.total_steps(g));
+        let now = |lr: f64| cosine(lr, self.step, c.warmup, self.total_steps(g));
         let weights = c.strategy.weights(c.text_loss, c.ratio, c.stop_partner);
         MemberStep {
             seed: c.seed,
@@ -80,7 +80,8 @@ impl Trainer<'_> {
             loss_scale: self.progress[g].loss_scale,
             active,
             adam: Adam {
-                lr,
+                lr: now(c.lr),
+                head_lr: c.head_lr.map(now),
                 weight_decay: c.weight_decay,
                 clip_norm: c.clip_norm.unwrap_or(f64::INFINITY),
                 ..Adam::default()
