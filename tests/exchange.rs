@@ -18,6 +18,7 @@ fn a_merged_model_gives_the_features_of_model_and_adapter() {
     for more in [
         &["--alpha=3"] as &[&str],
         &[all, "--train-head"],
+        &["--method=bitfit", "--rank="],
         &["--method=full", "--rank="],
     ] {
         let w = trained(more);

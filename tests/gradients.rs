@@ -59,6 +59,7 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
             },
             2,
         ),
+        ("bitfit", Adapter::bitfit(), 2),
         ("head", Adapter { head: true, ..none }, 2),
         ("everything", tiny::everything(1), 2),
         ("full", Adapter::full(), 1),

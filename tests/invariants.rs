@@ -213,6 +213,7 @@ fn assert_finite(trace: &Trace, what: &str) {
 /// Members of every kind of adapter that may have company.
 fn adapters() -> [Adapter; 5] {
     [
+        Adapter::bitfit(),
         tiny::everything(3),
         Adapter::lora(8),
         Adapter::bottleneck(7),
@@ -387,6 +388,7 @@ fn reused_memory_does_not_matter() {
     let cases = [
         (tiny::everything(3), &all[..]),
         (Adapter::lora(8), &all[..]),
+        (Adapter::bitfit(), &all[..]),
         (Adapter::bottleneck(7), &all[..]),
         (tiny::parallel(7), &all[..]),
         (tiny::compacter(5, 7), &all[..]),

@@ -358,7 +358,7 @@ fn what_peft_has_and_we_have_not_is_named() {
 
 #[test]
 fn what_peft_cannot_hold_is_refused() {
-    let cases: [(&[&str], &[&str], &str); 4] = [
+    let cases: [(&[&str], &[&str], &str); 5] = [
         (
             &["--method=adapter", "--rank="],
             &[],
@@ -368,6 +368,11 @@ fn what_peft_cannot_hold_is_refused() {
             &["--method=full", "--rank="],
             &[],
             "trains every tensor, which PEFT's LoRA cannot hold",
+        ),
+        (
+            &["--method=bitfit", "--rank="],
+            &[],
+            "trains biases, which are not written for PEFT",
         ),
         (
             &["--method=layernorm", "--rank="],
