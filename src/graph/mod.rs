@@ -160,6 +160,11 @@ impl Graph {
         }
     }
 
+    /// Rows of a value in a bucket: its first extent.
+    pub fn rows(&self, id: ValueId, bucket: &Bucket) -> usize {
+        self.get(id).shape.first().map_or(1, |d| d.size(bucket))
+    }
+
     /// The first value of that name.
     pub fn find(&self, name: &str) -> Option<ValueId> {
         self.values

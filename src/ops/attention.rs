@@ -8,16 +8,16 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::Node;
 use super::fast::{exp, sum_map, vector};
 use super::gemm::{Dest, Mat, Segment, Start, gemm_serial};
 use super::philox::{Dropout, RowKey};
 use super::real::Real;
+use super::{Node, product_flops};
 use crate::exec::MemberStep;
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
-use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::text::pack::Batch;
 
 /// The forward op.
@@ -63,6 +63,12 @@ impl Attention {
         );
         out
     }
+}
+
+/// Operations of a product of every token (T, C) with all tokens of its text.
+fn square_flops(graph: &Graph, bucket: &Bucket, id: ValueId) -> f64 {
+    let length = bucket.tokens as f64 / bucket.seqs.max(1) as f64;
+    product_flops(bucket.tokens, graph.channels(id), 1) * length
 }
 
 /// The row of random numbers of a query.
@@ -160,6 +166,11 @@ impl Node for Attention {
             dropout,
         });
         bw.contribute(self.qkv, dqkv);
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        // Scores and the weighted sum of values.
+        2.0 * square_flops(graph, bucket, self.out)
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
@@ -321,6 +332,11 @@ impl Node for AttentionGrad {
 
     fn writes(&self) -> Vec<ValueId> {
         vec![self.dqkv]
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        // Scores again, and the gradients of probabilities, values, queries and keys.
+        5.0 * square_flops(graph, bucket, self.dout)
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {

@@ -23,8 +23,8 @@ pub mod real;
 
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
-use crate::graph::ValueId;
 use crate::graph::backward::Backward;
+use crate::graph::{Bucket, Graph, ValueId};
 use crate::text::pack::Chunk;
 use real::Real;
 
@@ -47,6 +47,12 @@ pub trait Node {
     /// Whether it is a root of the backward pass.
     fn is_loss(&self) -> bool {
         false
+    }
+
+    /// Floating-point operations of its products in a step of that size, a multiply-add being two;
+    /// texts count as equally long. What goes over its input once counts nothing.
+    fn flops(&self, _: &Graph, _: &Bucket) -> f64 {
+        0.0
     }
 
     /// The specification: plain loops, in order, one thread.
@@ -116,6 +122,13 @@ macro_rules! ops {
                 }
             }
 
+            /// See [`Node::flops`].
+            pub fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+                match self {
+                    $(Op::$variant(op) => op.flops(graph, bucket),)*
+                }
+            }
+
             /// See [`Node::reference`].
             pub fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
                 match self {
@@ -161,6 +174,11 @@ ops! {
     Add(add::Add),
     GradNorm(adam::GradNorm),
     AdamStep(adam::AdamStep),
+}
+
+/// Operations of a product: two for each of the three extents' multiply-adds.
+pub(crate) fn product_flops(m: usize, n: usize, k: usize) -> f64 {
+    2.0 * m as f64 * n as f64 * k as f64
 }
 
 /// Cuts rows of `width` elements at the chunks, which follow one another from row 0.

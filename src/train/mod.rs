@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod cost;
 pub mod examples;
 pub mod objective;
 pub mod program;

@@ -10,6 +10,7 @@ pub mod pickle;
 mod pickle_machine;
 mod pickle_values;
 mod preset;
+pub mod published;
 pub mod safetensors;
 pub mod text_model;
 pub mod view;

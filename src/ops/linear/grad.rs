@@ -7,13 +7,13 @@ use rayon::prelude::*;
 use super::{Branch, Columns, Lora, Part, columns, dropped, project, row_groups};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
-use crate::graph::ValueId;
+use crate::graph::{Bucket, Graph, ValueId};
 use crate::ops::fast::{axpy, vector};
 use crate::ops::gemm::{Dest, Mat, RUN, Segment, Start, gemm};
 use crate::ops::layer_norm::token_key;
 use crate::ops::philox::Dropout;
 use crate::ops::real::Real;
-use crate::ops::{Node, member_slice};
+use crate::ops::{Node, member_slice, product_flops};
 use crate::text::pack::Rows;
 
 /// Columns of a task over a sum of rows.
@@ -48,6 +48,13 @@ impl Node for InputGrad {
 
     fn writes(&self) -> Vec<ValueId> {
         vec![self.dinp]
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        let (rows, k) = (graph.rows(self.dinp, bucket), graph.channels(self.dinp));
+        let branches = self.branches.iter().flatten();
+        let terms = graph.channels(self.dout) + branches.map(|v| graph.channels(*v)).sum::<usize>();
+        product_flops(rows, k, terms)
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
@@ -201,6 +208,12 @@ impl Node for WeightGrad {
         vec![]
     }
 
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        let (rows, k) = (graph.rows(self.dout, bucket), graph.channels(self.inp));
+        let len = columns(graph, &self.parts)[self.part].len;
+        self.dweight.map_or(0.0, |_| product_flops(rows, len, k))
+    }
+
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
         let (x, k) = (mem.get(self.inp), mem.channels(self.inp));
         let (dout, width) = (mem.get(self.dout), mem.channels(self.dout));
@@ -311,6 +324,18 @@ impl Node for LoraGrad {
 
     fn writes(&self) -> Vec<ValueId> {
         vec![self.v]
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        let (rows, rank) = (graph.rows(self.v, bucket), graph.channels(self.v));
+        let (k, len) = (
+            graph.channels(self.inp),
+            columns(graph, &self.parts)[self.part].len,
+        );
+        let v = product_flops(rows, rank, len);
+        let da = self.grads.0.map_or(0.0, |_| product_flops(rows, rank, k));
+        let db = self.grads.1.map_or(0.0, |_| product_flops(rows, rank, len));
+        v + da + db
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {

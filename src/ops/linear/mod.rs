@@ -12,11 +12,11 @@ use super::fast::gelu;
 use super::gemm::{Dest, Mat, Segment, Start, gemm};
 use super::philox::Dropout;
 use super::real::{self, Real};
-use super::{Node, member_slice};
+use super::{Node, member_slice, product_flops};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
-use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::text::pack::{Batch, Rows};
 use grad::{InputGrad, LoraGrad, WeightGrad};
 
@@ -255,6 +255,16 @@ impl Node for Linear {
             });
             bw.set(self.inp, dinp);
         }
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        let (rows, k) = (graph.rows(self.out, bucket), graph.channels(self.inp));
+        let cols = columns(graph, &self.parts);
+        let part = |(p, at): (&Part, &Columns)| {
+            let rank = p.lora.map_or(0, |l| graph.channels(l.lora_b));
+            product_flops(rows, at.len, k) + product_flops(rows, rank, k + at.len)
+        };
+        self.parts.iter().zip(&cols).map(part).sum()
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {

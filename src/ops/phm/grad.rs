@@ -5,13 +5,13 @@ use rayon::prelude::*;
 use super::{Member, Phm, by_block, mix, product};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
-use crate::graph::ValueId;
+use crate::graph::{Bucket, Graph, ValueId};
 use crate::ops::fast::{axpy, vector};
 use crate::ops::gemm::{Dest, Mat, Segment, Start, gemm};
 use crate::ops::linear::grad::column_sums;
 use crate::ops::linear::row_groups;
 use crate::ops::real::Real;
-use crate::ops::{Node, member_slice};
+use crate::ops::{Node, member_slice, product_flops};
 use crate::text::pack::Rows;
 
 /// `ds[b, i] = dout[b] . right[i]`, `du[a, i] = sum over b of rule[i, a, b] ds[b, i]`,
@@ -49,6 +49,15 @@ impl Node for PhmGrad {
         let mut ids = vec![self.ds, self.du];
         ids.extend(self.dinp);
         ids
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        let rows = graph.rows(self.dout, bucket);
+        let n = graph.channels(self.forward.weights.rule);
+        let (k, oc) = (graph.channels(self.forward.inp), graph.channels(self.dout));
+        let [rule, left, right, _] = self.dweights.map(|d| usize::from(d.is_some()));
+        let of_inputs = oc + n * n + k * usize::from(self.dinp.is_some());
+        product_flops(rows, n, of_inputs + rule * n * n + left * k + right * oc)
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {

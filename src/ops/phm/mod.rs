@@ -17,11 +17,11 @@ use super::fast::vector;
 use super::gemm::{Dest, Mat, Segment, Start, gemm};
 use super::linear::row_groups;
 use super::real::Real;
-use super::{Node, member_slice};
+use super::{Node, member_slice, product_flops};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
-use crate::graph::{Dim, Graph, Role, ValueId};
+use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::text::pack::Rows;
 use grad::PhmGrad;
 
@@ -116,6 +116,15 @@ impl Node for Phm {
         if let Some(dinp) = dinp {
             bw.set(self.inp, dinp);
         }
+    }
+
+    fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
+        let (rows, n) = (
+            graph.rows(self.out, bucket),
+            graph.channels(self.weights.rule),
+        );
+        let (k, oc) = (graph.channels(self.inp), graph.channels(self.out));
+        product_flops(rows, n, k + oc + n * n)
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
