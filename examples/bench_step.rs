@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use common::{Run, config};
+use crosstune::adapter::Adapter;
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Task {
@@ -44,9 +45,28 @@ struct Args {
     threads: usize,
     #[arg(long, default_value_t = 0.0)]
     dropout: f32,
+    /// What is trained: lora (rank 8), cross (rank 8), adapter, compacter, bitfit or full.
+    #[arg(long, default_value = "lora")]
+    method: String,
+    /// Members that share the items of a step.
+    #[arg(long, default_value_t = 1)]
+    members: usize,
     /// Seconds by op.
     #[arg(long)]
     profile: bool,
+}
+
+/// What one method trains.
+fn adapter(method: &str) -> Option<Adapter> {
+    Some(match method {
+        "lora" => Adapter::lora(8),
+        "cross" => Adapter::cross(8),
+        "adapter" => Adapter::bottleneck(24),
+        "compacter" => Adapter::compacter(16),
+        "bitfit" => Adapter::bitfit(),
+        "full" => Adapter::full(),
+        _ => return None,
+    })
 }
 
 /// What one timed run took.
@@ -58,7 +78,26 @@ struct Sample {
     tokens: usize,
 }
 
-type Profile = Arc<Mutex<BTreeMap<&'static str, (usize, Duration)>>>;
+/// Nodes and time by op, and by whether it ran in the forward pass.
+type Profile = Arc<Mutex<BTreeMap<(&'static str, bool), (usize, Duration)>>>;
+
+/// Mean seconds of the forward pass and of the rest, without optimiser and embeddings.
+fn tower_seconds(profile: &Profile, runs: usize) -> [f64; 2] {
+    const APART: [&str; 5] = [
+        "ZeroGrads",
+        "GradNorm",
+        "AdamStep",
+        "Embedding",
+        "EmbeddingGrad",
+    ];
+    let table = profile.lock().expect("no panic holds it");
+    let sum = |forward: bool| -> f64 {
+        let rows = table.iter();
+        let rows = rows.filter(|((op, f), _)| *f == forward && !APART.contains(op));
+        rows.map(|(_, (_, time))| time.as_secs_f64()).sum()
+    };
+    [true, false].map(|forward| sum(forward) / runs as f64)
+}
 
 fn main() {
     let args = Args::parse();
@@ -70,8 +109,13 @@ fn main() {
         );
         std::process::exit(2);
     };
+    let Some(adapter) = adapter(&args.method) else {
+        eprintln!("method: found `{}`; see --help", args.method);
+        std::process::exit(2);
+    };
+    let who = (&adapter, args.members.max(1));
     let mut run = match args.task {
-        Task::Train => Run::train(&c, args.batch, args.threads, args.dropout),
+        Task::Train => Run::train_as(&c, who, args.batch, args.threads, args.dropout),
         Task::Encode => Run::encode(&c, args.captions, args.batch, args.threads),
     };
     let batches = match args.task {
@@ -82,19 +126,27 @@ fn main() {
         run.step();
     }
     let profile = Profile::default();
-    if args.profile {
-        let table = profile.clone();
-        run.exec.observe(move |op, time| {
-            let mut table = table.lock().expect("no panic holds it");
-            let row = table.entry(op.name()).or_default();
-            *row = (row.0 + 1, row.1 + time);
-        });
-    }
+    let table = profile.clone();
+    let mut is_forward = true;
+    run.exec.observe(move |op, time| {
+        let mut table = table.lock().expect("no panic holds it");
+        // The first gradient node ends the forward pass, the first node of a step begins it.
+        is_forward = op.name() == "ZeroGrads" || is_forward && !op.name().ends_with("Grad");
+        let row = table.entry((op.name(), is_forward)).or_default();
+        *row = (row.0 + 1, row.1 + time);
+    });
     let samples: Vec<Sample> = (0..args.steps.max(1))
         .map(|_| sample(&mut run, batches))
         .collect();
-    report(&args, &run, &samples);
-    print_profile(&profile, samples.len());
+    report(
+        &args,
+        &run,
+        &samples,
+        tower_seconds(&profile, samples.len()),
+    );
+    if args.profile {
+        print_profile(&profile, samples.len());
+    }
 }
 
 fn sample(run: &mut Run, batches: usize) -> Sample {
@@ -116,7 +168,7 @@ fn median(mut x: Vec<f64>) -> f64 {
     (x[(x.len() - 1) / 2] + x[x.len() / 2]) / 2.0
 }
 
-fn report(args: &Args, run: &Run, samples: &[Sample]) {
+fn report(args: &Args, run: &Run, samples: &[Sample], [forward_s, rest_s]: [f64; 2]) {
     let of = |f: fn(&Sample) -> f64| samples.iter().map(f).collect::<Vec<f64>>();
     let wall = of(|s| s.wall_s);
     let quiet: Vec<f64> = samples
@@ -143,6 +195,10 @@ fn report(args: &Args, run: &Run, samples: &[Sample]) {
         "median_foreign_cores": round(median(of(|s| s.foreign_cores))),
         "real_tokens": tokens,
         "real_tokens_per_s": round(median(of(|s| s.tokens as f64 / s.wall_s))),
+        "method": args.method,
+        "members": args.members,
+        "tower_forward_s": round(forward_s),
+        "tower_step_over_forward": round((forward_s + rest_s) / forward_s),
         "trainable": run.parameters(),
         "arena_mib": round(run.exec.arena_bytes() as f64 / 1048576.0),
         "peak_rss_gib": round(peak_rss_gib()),
@@ -155,7 +211,7 @@ fn print_profile(profile: &Profile, runs: usize) {
     let mut rows: Vec<_> = table.iter().collect();
     rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
     let total: Duration = rows.iter().map(|(_, (_, time))| *time).sum();
-    for (name, (nodes, time)) in rows {
+    for ((name, _), (nodes, time)) in rows {
         eprintln!(
             "{name:16} {:5} nodes {:10.3} ms {:5.1} %",
             nodes / runs,

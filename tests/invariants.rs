@@ -211,14 +211,22 @@ fn assert_finite(trace: &Trace, what: &str) {
 }
 
 /// Members of every kind of adapter that may have company.
-fn adapters() -> [Adapter; 5] {
-    [
-        Adapter::bitfit(),
+fn adapters() -> Vec<Adapter> {
+    let none = Adapter::default();
+    let layer_norms = Adapter {
+        layer_norms: true,
+        ..none.clone()
+    };
+    vec![
         tiny::everything(3),
         Adapter::lora(8),
+        Adapter::cross(2),
         Adapter::bottleneck(7),
         tiny::parallel(7),
         tiny::compacter(5, 7),
+        Adapter::bitfit(),
+        layer_norms,
+        Adapter { head: true, ..none },
     ]
 }
 

@@ -9,6 +9,7 @@ use crosstune::exec::cpu::CpuExecutor;
 use crosstune::exec::reference::RefExecutor;
 use crosstune::exec::{Adam, Executor, MemberStep};
 use crosstune::graph::Bucket;
+use crosstune::graph::plan::{Plan, Reuse};
 use crosstune::model::text::DropoutRates;
 use crosstune::train::cost::{Cost, is_the_papers};
 use crosstune::train::program::TrainProgram;
@@ -26,7 +27,8 @@ const BUCKET: Bucket = Bucket {
 
 fn cost(model: &TextConfig, adapter: &Adapter) -> Cost {
     let program = TrainProgram::new(model, true, adapter, DropoutRates::NONE);
-    Cost::new(&program, adapter, BUCKET)
+    let pass = Plan::new(&program.graph, BUCKET, Reuse::Packed);
+    Cost::new(&program, adapter, BUCKET, &pass)
 }
 
 /// The counts of method.md, and two by hand: BitFit's biases are 4 C of the attention, F + C of the

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // each bench uses its own part
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -136,13 +137,15 @@ fn random_tensor(name: &str, n: usize) -> Vec<f32> {
     Stream::named(1, name).uniform(n, 0.035)
 }
 
-fn random_state(graph: &Graph) -> TrainState {
-    let mut state = TrainState::new(graph, 1);
+fn random_state(graph: &Graph, members: usize) -> TrainState {
+    let mut state = TrainState::new(graph, members);
     for t in 0..state.tensors.len() {
         let tensor = state.tensors[t].clone();
-        let values = initial(&tensor.name, &tensor.shape, 1)
-            .unwrap_or_else(|| random_tensor(&tensor.name, tensor.len));
-        state.set_value(t, 0, &values);
+        for g in 0..members {
+            let values = initial(&tensor.name, &tensor.shape, 1 + g as u64)
+                .unwrap_or_else(|| random_tensor(&tensor.name, tensor.len));
+            state.set_value(t, g, &values);
+        }
     }
     state
 }
@@ -154,30 +157,48 @@ pub struct Run {
     /// Packed batches.
     pub batches: Vec<Batch>,
     state: TrainState,
-    member: MemberStep,
+    members: Vec<MemberStep>,
     steps: usize,
 }
 
 impl Run {
     /// Training with method1/mse and LoRA of rank 8: two texts an item, 8 batches.
     pub fn train(c: &TextConfig, batch: usize, threads: usize, dropout: f32) -> Run {
+        Run::train_as(c, (&Adapter::lora(8), 1), batch, threads, dropout)
+    }
+
+    /// The same with another adapter, by `members` that share the items of a batch.
+    pub fn train_as(
+        c: &TextConfig,
+        (adapter, members): (&Adapter, usize),
+        batch: usize,
+        threads: usize,
+        dropout: f32,
+    ) -> Run {
         let rates = DropoutRates {
             hidden: dropout,
             attention: dropout,
         };
-        let graph = TrainProgram::new(c, true, &Adapter::lora(8), rates).graph;
+        let program = TrainProgram::new(c, true, adapter, rates);
         let sides = ["train.de", "train.en"].map(|s| random_texts(&lengths(s), c.vocab, s));
         let items = sides[0].len().min(sides[1].len());
         let batches = (0..(items / batch).clamp(1, 8)).map(|b| {
-            let range = b * batch..((b + 1) * batch).min(items);
-            let member = MemberTexts {
+            let end = ((b + 1) * batch).min(items);
+            let each = (end - b * batch).div_ceil(members);
+            let ranges = (0..members).map(|g| {
+                let start = b * batch + g * each;
+                start.min(end)..(start + each).min(end)
+            });
+            let of_member = |range: Range<usize>| MemberTexts {
                 anchors: texts(&sides[0][range.clone()], 0),
-                partners: texts(&sides[1][range.clone()], 1),
+                partners: texts(&sides[1][range], 1),
             };
-            let images = Stream::named(b as u64, "images").normal(range.len() * c.embed_dim, 1.0);
-            Batch::pack(&[member], c.position_offset() as u32, images)
+            let all: Vec<MemberTexts<'_>> = ranges.map(of_member).collect();
+            let images =
+                Stream::named(b as u64, "images").normal((end - b * batch) * c.embed_dim, 1.0);
+            Batch::pack(&all, c.position_offset() as u32, images)
         });
-        Run::new(graph, batches.collect(), threads)
+        Run::new(program.graph, batches.collect(), threads)
     }
 
     /// Encoding the first captions of `test.de`, `batch` of them at a time.
@@ -201,7 +222,8 @@ impl Run {
             .build()
             .expect("threads");
         let frozen = Arc::new(random_frozen(&graph));
-        let state = random_state(&graph);
+        let members = batches.first().map_or(1, |b| b.members.len());
+        let state = random_state(&graph, members);
         let exec = CpuExecutor::new(graph, frozen, &state, Arc::new(pool));
         let weights = LossWeights {
             image_anchor: 1.0,
@@ -216,7 +238,7 @@ impl Run {
             exec,
             batches,
             state,
-            member,
+            members: vec![member; members],
             steps: 0,
         }
     }
@@ -224,9 +246,11 @@ impl Run {
     /// Runs the next batch; returns its tokens.
     pub fn step(&mut self) -> usize {
         let batch = &self.batches[self.steps % self.batches.len()];
-        self.member.step = self.steps as u32;
+        for member in &mut self.members {
+            member.step = self.steps as u32;
+        }
         self.steps += 1;
-        let ran = self.exec.run(&mut self.state, batch, &[self.member]);
+        let ran = self.exec.run(&mut self.state, batch, &self.members);
         ran.expect("a step");
         batch.tokens()
     }
