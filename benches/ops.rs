@@ -29,7 +29,7 @@ use crosstune::ops::mse::Mse;
 use crosstune::ops::philox::{Dropout, Stream};
 use crosstune::ops::phm::{Phm, Weights};
 use crosstune::ops::pool::Pool;
-use crosstune::text::pack::{Batch, MemberTexts, Rows};
+use crosstune::text::pack::{Batch, Layout, MemberTexts, Rows};
 
 const THREADS: usize = 2;
 const VOCAB: usize = 1000;
@@ -54,6 +54,14 @@ struct Rig {
 
 impl Rig {
     fn new(texts: usize) -> Rig {
+        Rig::with_prompt(texts, 0)
+    }
+
+    fn with_prompt(texts: usize, prompt: usize) -> Rig {
+        let layout = Layout {
+            position_offset: 2,
+            prompt,
+        };
         let lengths = common::lengths("train.de");
         let ids: Vec<Vec<u32>> = (0..texts)
             .map(|i| {
@@ -68,7 +76,7 @@ impl Rig {
         };
         Rig {
             graph: Graph::new(),
-            batch: Batch::pack(&[member], 2, vec![]),
+            batch: Batch::pack(&[member], layout, vec![]),
             frozen: Frozen::default(),
             seeds: Vec::new(),
             wanted: Vec::new(),
@@ -186,10 +194,29 @@ fn embedding(c: &mut Criterion) {
             token_type: rig.weight("type", &[1, hidden]),
             weight: rig.trainable("weight", &[hidden]),
             bias: rig.trainable("bias", &[hidden]),
+            prompt: None,
         };
         let out = Embedding::push(&mut rig.graph, "out", tables, 1e-5, None);
         rig.seed(out);
         nodes(c, "embedding", size, rig, None);
+    }
+}
+
+/// A soft prompt of four vectors, the embeddings being frozen.
+fn prompt(c: &mut Criterion) {
+    for (size, hidden, _, _, texts) in SHAPES {
+        let mut rig = Rig::with_prompt(texts, 4);
+        let tables = Tables {
+            word: rig.weight("word", &[VOCAB, hidden]),
+            position: rig.weight("position", &[514, hidden]),
+            token_type: rig.weight("type", &[1, hidden]),
+            weight: rig.weight("weight", &[hidden]),
+            bias: rig.weight("bias", &[hidden]),
+            prompt: Some(rig.trainable("prompt", &[4, hidden])),
+        };
+        let out = Embedding::push(&mut rig.graph, "out", tables, 1e-5, None);
+        rig.seed(out);
+        nodes(c, "prompt", size, rig, None);
     }
 }
 
@@ -383,7 +410,7 @@ fn products(c: &mut Criterion) {
 }
 
 criterion_group!(
-    benches, products, linear, attention, layer_norm, activation, phm, embedding, pool, losses,
-    adam
+    benches, products, linear, attention, layer_norm, activation, phm, embedding, prompt, pool,
+    losses, adam
 );
 criterion_main!(benches);

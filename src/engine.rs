@@ -209,7 +209,7 @@ impl TextEncoder {
         adapter.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, adapter);
         let frozen = Arc::new(model.bind(&program.graph)?);
-        let state = model.init(&program.graph, &vec![0; members])?;
+        let state = model.init(&program.graph, adapter, &vec![0; members])?;
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
         Ok(TextEncoder {
             program,
@@ -228,7 +228,7 @@ impl TextEncoder {
     /// done.
     ///
     /// # Errors
-    /// If a feature is not finite.
+    /// Those of [`Adapter::check_lengths`]; a feature that is not finite.
     pub fn encode(
         &mut self,
         engine: &Engine,
@@ -245,7 +245,7 @@ impl TextEncoder {
     /// text stands the number of its adapter. A feature does not depend on a text's company.
     ///
     /// # Errors
-    /// If a feature is not finite.
+    /// Those of [`Adapter::check_lengths`]; a feature that is not finite.
     pub(crate) fn encode_into(
         &mut self,
         features: &mut [f32],
@@ -254,16 +254,21 @@ impl TextEncoder {
         texts: &[(usize, usize)],
         progress: &mut dyn FnMut(usize),
     ) -> Result<()> {
-        let offset = engine.model().config.position_offset() as u32;
+        let config = &engine.model().config;
+        let mine = texts.iter().map(|(text, _)| (*text, &ids[*text][..]));
+        self.adapter.check_lengths(mine, config)?;
+        let layout = self.adapter.layout(config);
         let width = engine.embed_dim();
         let mut start = 0;
         while start < texts.len() {
             let mut end = start;
             let mut tokens = 0;
-            while end < texts.len()
-                && (end == start || tokens + ids[texts[end].0].len() <= ENCODE_TOKENS)
-            {
-                tokens += ids[texts[end].0].len();
+            while end < texts.len() {
+                let more = ids[texts[end].0].len() + layout.prompt;
+                if end > start && tokens + more > ENCODE_TOKENS {
+                    break;
+                }
+                tokens += more;
                 end += 1;
             }
             // Rows of a member lie together.
@@ -277,7 +282,7 @@ impl TextEncoder {
                     item: 0,
                 });
             }
-            let batch = Batch::pack(&members, offset, vec![]);
+            let batch = Batch::pack(&members, layout, vec![]);
             let steps = vec![MemberStep::default(); members.len()];
             self.exec.run(&mut self.state, &batch, &steps)?;
             let out = self.exec.output(self.program.features);

@@ -24,6 +24,7 @@ use crosstune::train::objective::{Strategy, TextLoss};
 use crosstune::train::program::{EncodeProgram, Losses, TextModel, TrainProgram};
 use crosstune::train::schedule::cosine;
 use crosstune::weights::checkpoint::Checkpoint;
+use crosstune::weights::config::TextConfig;
 use crosstune::weights::text_model::TextModelFiles;
 use serde_json::Value;
 
@@ -95,6 +96,13 @@ fn adapter(pet: &Value) -> Result<Adapter, String> {
                 ..Adapter::compacter(reduction)
             })
         }
+        "prompt" => {
+            let k = pet["soft_token_num"].as_u64().expect("vectors") as usize;
+            Ok(Adapter {
+                head,
+                ..Adapter::prompt(k)
+            })
+        }
         "layernorm" => Ok(Adapter {
             layer_norms: true,
             head,
@@ -137,7 +145,7 @@ fn encode(
                 anchors: texts(&batch.texts[k], 0),
                 partners: vec![],
             };
-            let packed = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
+            let packed = Batch::pack(&[member], adapter.layout(&model.config), vec![]);
             exec.run(state, &packed, &[MemberStep::default()])
                 .expect("ran");
             exec.output(program.features)
@@ -174,13 +182,13 @@ impl<'a> Case<'a> {
         })
     }
 
-    fn batch(&self, b: &GoldenBatch, offset: u32) -> Batch {
+    fn batch(&self, b: &GoldenBatch, config: &TextConfig) -> Batch {
         let side = |role: crosstune::data::Role| texts(&b.texts[role.index()], role.index() as u8);
         let member = MemberTexts {
             anchors: side(self.strategy.anchor()),
             partners: self.strategy.partner().map_or(vec![], side),
         };
-        Batch::pack(&[member], offset, b.image.clone())
+        Batch::pack(&[member], self.adapter.layout(config), b.image.clone())
     }
 
     fn step(&self, s: usize) -> MemberStep {
@@ -229,7 +237,9 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
     let mut errors = Errors::new();
     let program = TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
     let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
-    let mut state = model.init(&program.graph, &[1]).expect("state");
+    let mut state = model
+        .init(&program.graph, &case.adapter, &[1])
+        .expect("state");
     set_initial(&mut state, &case.file);
     let names: Vec<&str> = case.entry["trainable_names"]
         .as_array()
@@ -259,7 +269,7 @@ fn run_case(model: &TextModel, case: &Case<'_>, data: &[GoldenBatch]) -> Errors 
     let want_parts = floats(&case.file, "loss_parts");
     for s in 0..want_loss.len() {
         let step = case.step(s);
-        let batch = case.batch(&data[s % data.len()], model.config.position_offset() as u32);
+        let batch = case.batch(&data[s % data.len()], &model.config);
         exec.run(&mut state, &batch, &[step]).expect("ran");
         let (parts, loss) = losses(&exec, &program.losses, &step);
         note(&mut errors, "losses", max_diff(&[loss], &want_loss[s..=s]));
@@ -362,13 +372,15 @@ fn the_reference_agrees_with_pytorch() {
         let program =
             TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
         let frozen = model.bind(&program.graph).expect("bound");
-        let mut state = model.init(&program.graph, &[1]).expect("state");
+        let mut state = model
+            .init(&program.graph, &case.adapter, &[1])
+            .expect("state");
         set_initial(&mut state, &case.file);
         let mut exec = RefExecutor::<f32>::new(program.graph.clone(), &frozen, &state);
         let want = floats(&case.file, "losses");
         for s in 0..3.min(want.len()) {
             let step = case.step(s);
-            let batch = case.batch(&data[s % data.len()], model.config.position_offset() as u32);
+            let batch = case.batch(&data[s % data.len()], &model.config);
             exec.run(&mut state, &batch, &[step]).expect("ran");
             let (_, loss) = losses(&exec, &program.losses, &step);
             let error = max_diff(&[loss], &want[s..=s]);
@@ -392,7 +404,7 @@ fn the_forward_pass_agrees_layer_by_layer() {
         ..Adapter::default()
     };
     let program = EncodeProgram::new(&model.config, model.head, &adapter);
-    let mut state = model.init(&program.graph, &[1]).expect("state");
+    let mut state = model.init(&program.graph, &adapter, &[1]).expect("state");
     let frozen = model.bind(&program.graph).expect("bound");
     let mut exec = RefExecutor::<f64>::new(program.graph.clone(), &frozen, &state);
     let (ids, shape) = ints(&c, "ids");
@@ -412,7 +424,7 @@ fn the_forward_pass_agrees_layer_by_layer() {
         anchors: texts(&rows, 0),
         partners: vec![],
     };
-    let batch = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
+    let batch = Batch::pack(&[member], adapter.layout(&model.config), vec![]);
     let want: Vec<u32> = kept.iter().map(|i| positions[*i] as u32).collect();
     assert_eq!(batch.positions, want, "position ids");
     exec.step(&batch, &[MemberStep::default()]);
@@ -472,10 +484,11 @@ fn the_bert_encoder_agrees() {
         anchors: texts(&rows, 0),
         partners: vec![],
     };
-    let mut batch = Batch::pack(&[member], model.config.position_offset() as u32, vec![]);
+    let adapter = Adapter::default();
+    let mut batch = Batch::pack(&[member], adapter.layout(&model.config), vec![]);
     batch.types = kept.iter().map(|i| types[*i] as u32).collect();
-    let program = EncodeProgram::new(&model.config, model.head, &Adapter::default());
-    let mut state = model.init(&program.graph, &[1]).expect("state");
+    let program = EncodeProgram::new(&model.config, model.head, &adapter);
+    let mut state = model.init(&program.graph, &adapter, &[1]).expect("state");
     let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
     let mut exec = CpuExecutor::new(program.graph.clone(), frozen, &state, pool(2));
     exec.run(&mut state, &batch, &[MemberStep::default()])

@@ -51,6 +51,15 @@ fn adapters() -> Vec<(&'static str, Adapter, usize)> {
         ("bottleneck", Adapter::bottleneck(4), 2),
         ("parallel bottleneck", tiny::parallel(4), 2),
         ("compacter", tiny::compacter(3, 2), 2),
+        ("prompt", Adapter::prompt(2), 2),
+        (
+            "prompt and everything",
+            Adapter {
+                prompt: Adapter::prompt(1).prompt,
+                ..tiny::everything(1)
+            },
+            2,
+        ),
         (
             "layer norms",
             Adapter {
@@ -82,14 +91,14 @@ fn step(text_loss: TextLoss, g: usize) -> MemberStep {
 }
 
 /// Two members of unequal sizes, or the first alone.
-fn batch(members: usize) -> Batch {
+fn batch(adapter: &Adapter, members: usize) -> Batch {
     let c = tiny::smallest();
     let data: Vec<MemberData> = [(3, true), (2, true)][..members]
         .iter()
         .enumerate()
         .map(|(g, size)| MemberData::new(60 + g as u64, *size, 5, (c.vocab, c.embed_dim)))
         .collect();
-    tiny::pack(&data.iter().collect::<Vec<_>>(), c.position_offset())
+    tiny::pack(&data.iter().collect::<Vec<_>>(), adapter.layout(&c))
 }
 
 /// All members' objectives, as their loss scales weigh them.
@@ -117,7 +126,7 @@ fn worst_error(adapter: &Adapter, members: usize, text_loss: TextLoss) -> f64 {
     let seeds: Vec<u64> = (1..=members as u64).collect();
     let state = tiny::state(&program.graph, &seeds);
     let steps: Vec<MemberStep> = (0..members).map(|g| step(text_loss, g)).collect();
-    let batch = batch(members);
+    let batch = batch(adapter, members);
     let mut exec = RefExecutor::<f64>::new(program.graph.clone(), &frozen, &state);
     exec.step(&batch, &steps);
     let level = objective(&exec, &program, &steps).abs();

@@ -171,7 +171,7 @@ impl<'a> Run<'a> {
             for (g, data) in data.iter_mut().enumerate() {
                 (self.spoil)(step, g, data);
             }
-            let batch = tiny::pack(&data.iter().collect::<Vec<_>>(), c.position_offset());
+            let batch = tiny::pack(&data.iter().collect::<Vec<_>>(), adapter.layout(&c));
             let steps: Vec<MemberStep> = self.members.iter().map(|m| m.step(step)).collect();
             exec.run(&mut state, &batch, &steps).expect("ran");
             let l = program.losses;
@@ -224,6 +224,7 @@ fn adapters() -> Vec<Adapter> {
         Adapter::bottleneck(7),
         tiny::parallel(7),
         tiny::compacter(5, 7),
+        Adapter::prompt(3),
         Adapter::bitfit(),
         layer_norms,
         Adapter { head: true, ..none },
@@ -310,22 +311,23 @@ fn a_member_that_diverges_stays_alone() {
 #[test]
 fn random_numbers_by_name() {
     let members = members();
-    let adapter = tiny::everything(3);
-    let two = Run::new(&members).traces(&adapter);
-    for threads in [1, 3, 5] {
-        let other = Run {
-            threads,
-            ..Run::new(&members)
+    for adapter in [tiny::everything(3), Adapter::prompt(3)] {
+        let two = Run::new(&members).traces(&adapter);
+        for threads in [1, 3, 5] {
+            let other = Run {
+                threads,
+                ..Run::new(&members)
+            }
+            .traces(&adapter);
+            for (g, trace) in other.iter().enumerate() {
+                trace.assert_same(&two[g], &format!("{threads} threads, member {g}"));
+            }
         }
-        .traces(&adapter);
-        for (g, trace) in other.iter().enumerate() {
-            trace.assert_same(&two[g], &format!("{threads} threads, member {g}"));
+        let [a, b, c] = members;
+        let turned = Run::new(&[c, a, b]).traces(&adapter);
+        for (g, place) in [(0, 1), (1, 2), (2, 0)] {
+            turned[place].assert_same(&two[g], &format!("member {g} in another place"));
         }
-    }
-    let [a, b, c] = members;
-    let turned = Run::new(&[c, a, b]).traces(&adapter);
-    for (g, place) in [(0, 1), (1, 2), (2, 0)] {
-        turned[place].assert_same(&two[g], &format!("member {g} in another place"));
     }
 }
 
@@ -341,7 +343,7 @@ fn another_seed_drops_others() {
         let graph = program.graph.clone();
         let mut exec = CpuExecutor::new(graph, frozen.clone(), &state, tiny::pool(1));
         let data = member[0].data(&c, 0);
-        let batch = tiny::pack(&[&data], c.position_offset());
+        let batch = tiny::pack(&[&data], Adapter::default().layout(&c));
         let step = MemberStep {
             seed,
             ..member[0].step(step)
@@ -400,6 +402,7 @@ fn reused_memory_does_not_matter() {
         (Adapter::bottleneck(7), &all[..]),
         (tiny::parallel(7), &all[..]),
         (tiny::compacter(5, 7), &all[..]),
+        (Adapter::prompt(3), &all[..]),
         (Adapter::full(), &all[1..2]),
     ];
     for (adapter, members) in cases {

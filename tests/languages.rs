@@ -65,7 +65,7 @@ fn rounds_add_up_to_the_mean_of_their_gradients() {
     };
     let round = |r: u64, weight: [f32; 2]| {
         let members = [data(r, 0), data(r, 1)];
-        let batch = tiny::pack(&members.iter().collect::<Vec<_>>(), c.position_offset());
+        let batch = tiny::pack(&members.iter().collect::<Vec<_>>(), adapter.layout(&c));
         let strategies = [Strategy::Routine1, Strategy::Baseline1];
         let step = |g: usize| MemberStep {
             seed: 9 + g as u64,

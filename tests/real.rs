@@ -178,7 +178,7 @@ fn replay(engine: &Engine, source: &Source, trace: &Trace) -> [f32; 4] {
     let model = engine.model();
     let program = TrainProgram::new(&model.config, model.head, &adapter, DropoutRates::NONE);
     let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
-    let mut state = model.init(&program.graph, &[1]).expect("state");
+    let mut state = model.init(&program.graph, &adapter, &[1]).expect("state");
     for t in 0..state.tensors.len() {
         let init = trace.floats(&format!("init.{}", state.tensors[t].name));
         state.set_value(t, 0, &init);
@@ -227,7 +227,7 @@ fn replay(engine: &Engine, source: &Source, trace: &Trace) -> [f32; 4] {
         };
         let packed = Batch::pack(
             &[member],
-            model.config.position_offset() as u32,
+            adapter.layout(&model.config),
             items.iter().flat_map(row).copied().collect(),
         );
         let step = MemberStep {

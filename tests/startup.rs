@@ -88,9 +88,10 @@ fn a_gigabyte_is_bound_at_once_and_not_copied() {
         hidden: 0.1,
         attention: 0.1,
     };
-    let program = TrainProgram::new(config, model.head, &Adapter::lora(8), rates);
+    let adapter = Adapter::lora(8);
+    let program = TrainProgram::new(config, model.head, &adapter, rates);
     let frozen: Frozen = model.bind(&program.graph).expect("bound");
-    let state = model.init(&program.graph, &[1]).expect("state");
+    let state = model.init(&program.graph, &adapter, &[1]).expect("state");
     let bucket = Bucket {
         tokens: 1056,
         seqs: 64,

@@ -196,7 +196,7 @@ impl Run {
             let all: Vec<MemberTexts<'_>> = ranges.map(of_member).collect();
             let images =
                 Stream::named(b as u64, "images").normal((end - b * batch) * c.embed_dim, 1.0);
-            Batch::pack(&all, c.position_offset() as u32, images)
+            Batch::pack(&all, adapter.layout(c), images)
         });
         Run::new(program.graph, batches.collect(), threads)
     }
@@ -211,7 +211,7 @@ impl Run {
                 anchors: texts(rows, 0),
                 partners: vec![],
             };
-            Batch::pack(&[member], c.position_offset() as u32, vec![])
+            Batch::pack(&[member], Adapter::default().layout(c), vec![])
         });
         Run::new(graph, batches.collect(), threads)
     }

@@ -127,7 +127,7 @@ impl AdapterFile {
         self.config.check()?;
         self.config.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, &self.config);
-        self.load_into(&mut model.init(&program.graph, &[0])?, 0)
+        self.load_into(&mut model.init(&program.graph, &self.config, &[0])?, 0)
     }
 
     /// Copies the values into a member of a state.

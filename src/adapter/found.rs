@@ -223,7 +223,7 @@ impl Found {
         config.check()?;
         config.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, &config);
-        let mut state = model.init(&program.graph, &[0])?;
+        let mut state = model.init(&program.graph, &config, &[0])?;
         for t in 0..state.tensors.len() {
             let (own, want) = (&state.tensors[t].name, &state.tensors[t].shape);
             let Some(name) = self.names.get(own) else {

@@ -37,7 +37,8 @@ const BESIDE: [&str; 8] = [
 ///
 /// # Errors
 /// Those of [`TextModelFiles::open`], [`AdapterFile::check_model`] and [`write_folder`];
-/// [`Error::Input`] for a value that the element type cannot hold, and for an adapter with layers of its own.
+/// [`Error::Input`] for a value that the element type cannot hold, and for an adapter with layers or
+/// tokens of its own.
 pub fn merge(folder: &Path, adapter: &AdapterFile, out: &Path) -> Result<()> {
     let files = TextModelFiles::open(folder)?;
     let prefix = files.prefix.clone();
@@ -47,6 +48,12 @@ pub fn merge(folder: &Path, adapter: &AdapterFile, out: &Path) -> Result<()> {
         return Err(bad_input!(
             "adapter: has {what}, which are layers of their own: no weight of the model can \
              take them in"
+        ));
+    }
+    if adapter.config.prompt.is_some() {
+        return Err(bad_input!(
+            "adapter: has a soft prompt, which is tokens of its own in every text: no weight of the \
+             model can take it in"
         ));
     }
     let trained: HashMap<&str, &[f32]> = adapter

@@ -10,11 +10,13 @@ pub mod merge;
 pub mod opendelta;
 pub mod peft;
 mod peft_config;
+pub mod prompt;
 
 use bottleneck::BottleneckConfig;
 use compacter::CompacterConfig;
 use lora::Branch;
 pub use lora::LoraConfig;
+use prompt::PromptConfig;
 
 use crate::bad_input;
 use crate::error::Result;
@@ -30,6 +32,8 @@ pub struct Adapter {
     pub bottleneck: Option<BottleneckConfig>,
     /// Bottlenecks of hypercomplex layers on what each sub-layer gives, if any.
     pub compacter: Option<CompacterConfig>,
+    /// Trained vectors in every text, if any.
+    pub prompt: Option<PromptConfig>,
     /// Whether the layer norms of every block (`output.LayerNorm`) are trained; the embeddings' is
     /// not.
     pub layer_norms: bool,
@@ -169,10 +173,14 @@ impl Adapter {
     /// Checks that the settings, which are good in themselves, fit a model.
     ///
     /// # Errors
-    /// Those of [`CompacterConfig::check_width`] and [`LoraConfig::check_layers`].
+    /// Those of [`CompacterConfig::check_width`], [`PromptConfig::check_positions`] and
+    /// [`LoraConfig::check_layers`].
     pub fn check_model(&self, model: &TextConfig) -> Result<()> {
         if let Some(compacter) = &self.compacter {
             compacter.check_width(model.hidden)?;
+        }
+        if let Some(prompt) = &self.prompt {
+            prompt.check_positions(model.max_tokens())?;
         }
         let lora = self.lora.as_ref();
         lora.map_or(Ok(()), |l| l.check_layers(model.layers))
@@ -197,9 +205,13 @@ impl Adapter {
         if let Some(compacter) = &self.compacter {
             compacter.check()?;
         }
+        if let Some(prompt) = &self.prompt {
+            prompt.check()?;
+        }
         if *self == Adapter::default() {
             return Err(bad_input!(
-                "nothing to train: choose lora, adapter, compacter, bitfit, layernorm, head or full"
+                "nothing to train: choose lora, adapter, compacter, prompt, bitfit, layernorm, head or \
+                 full"
             ));
         }
         Ok(())
@@ -213,4 +225,5 @@ pub fn initial(name: &str, shape: &[usize], seed: u64) -> Option<Vec<f32>> {
     lora::initial(name, shape, seed)
         .or_else(|| bottleneck::initial(name, len, seed))
         .or_else(|| compacter::initial(name, shape, seed))
+        .or_else(|| prompt::initial(name, len, seed))
 }

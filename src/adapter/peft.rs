@@ -37,7 +37,7 @@ pub enum Wrapped {
 /// Writes the folder `out` for PEFT; the values stay F32, bit by bit.
 ///
 /// # Errors
-/// [`crate::error::Error::Input`] for an adapter without LoRA, one of every tensor, or a head where
+/// [`crate::error::Error::Input`] for an adapter without LoRA, one of every tensor, a prompt, or a head where
 /// the encoder alone is wrapped; those of [`write_folder`].
 pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()> {
     if adapter.config.head && wrapped == Wrapped::Encoder {
@@ -49,6 +49,11 @@ pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()>
     if let Some(what) = adapter.config.own_layers() {
         return Err(bad_input!(
             "adapter: has {what}, which PEFT's LoRA format cannot hold"
+        ));
+    }
+    if adapter.config.prompt.is_some() {
+        return Err(bad_input!(
+            "adapter: has a soft prompt, whose vectors follow the first token; PEFT's stand before it"
         ));
     }
     let base = adapter.origin.get("base_model_name_or_path");

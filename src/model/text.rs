@@ -16,6 +16,9 @@ use crate::text::pack::Rows;
 use crate::weights::config::TextConfig;
 use crate::weights::text_model::{HEAD_BIAS, HEAD_WEIGHT};
 
+/// The name of the word table (V, C).
+pub const WORD_EMBEDDINGS: &str = "transformer.embeddings.word_embeddings.weight";
+
 /// Dropout probabilities of a run; both 0 for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutRates {
@@ -102,7 +105,7 @@ impl Builder<'_> {
         let (config, c) = (self.config, self.config.hidden);
         let e = "transformer.embeddings";
         let tables = Tables {
-            word: self.weight(&format!("{e}.word_embeddings.weight"), &[config.vocab, c]),
+            word: self.weight(WORD_EMBEDDINGS, &[config.vocab, c]),
             position: self.weight(
                 &format!("{e}.position_embeddings.weight"),
                 &[config.max_positions, c],
@@ -113,6 +116,7 @@ impl Builder<'_> {
             ),
             weight: self.weight(&format!("{e}.LayerNorm.weight"), &[c]),
             bias: self.weight(&format!("{e}.LayerNorm.bias"), &[c]),
+            prompt: self.adapter.prompt.as_ref().map(|p| p.push(self.g, c)),
         };
         let dropout = self.drop(self.dropout.hidden, 0);
         Embedding::push(self.g, "embeddings", tables, config.layer_norm_eps, dropout)

@@ -1,7 +1,9 @@
 //! Word, position and token type embeddings, layer norm and dropout in one.
 //!
-//! `out = dropout(LN(word[id] + position[p] + type[t]))`. Nothing is saved: the gradient, which only
-//! full training wants, gathers again.
+//! `out = dropout(LN(word[id] + position[p] + type[t]))`; in the slots of a soft prompt (Lester et
+//! al., "The power of scale for parameter-efficient prompt tuning", 2021) a trained vector stands in
+//! place of `word[id]`. Nothing is saved: the gradient, which full training and prompts want, gathers
+//! again.
 
 use rayon::prelude::*;
 
@@ -14,9 +16,17 @@ use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
 use crate::graph::{Dim, Graph, Role, ValueId};
-use crate::text::pack::Rows;
+use crate::text::pack::{Batch, Rows};
 
 const CHUNK: usize = 32;
+
+/// Places in [`Tables::ids`].
+const WORD: usize = 0;
+const POSITION: usize = 1;
+const TYPE: usize = 2;
+const WEIGHT: usize = 3;
+const BIAS: usize = 4;
+const PROMPT: usize = 5;
 
 /// The tables and the layer norm of an embedding. Each has a leading G when trainable.
 #[derive(Clone, Copy, Debug)]
@@ -31,17 +41,78 @@ pub struct Tables {
     pub weight: ValueId,
     /// (C)
     pub bias: ValueId,
+    /// Vectors of a soft prompt (k, C), if there is one: k is the batch's.
+    pub prompt: Option<ValueId>,
 }
 
 impl Tables {
-    fn ids(&self) -> [ValueId; 5] {
+    /// Word, position, token type, weight, bias, prompt: the order of all that is kept a table.
+    fn ids(&self) -> [Option<ValueId>; 6] {
         [
-            self.word,
-            self.position,
-            self.token_type,
-            self.weight,
-            self.bias,
+            Some(self.word),
+            Some(self.position),
+            Some(self.token_type),
+            Some(self.weight),
+            Some(self.bias),
+            self.prompt,
         ]
+    }
+
+    /// Fails unless the batch has a slot for each vector of the prompt.
+    fn check_prompt(&self, graph: &Graph, batch: &Batch) {
+        let len = |id| {
+            let shape = &graph.get(id).shape;
+            shape[shape.len() - 2]
+        };
+        let k = self.prompt.map_or(Dim::N(0), len);
+        assert_eq!(k, Dim::N(batch.prompt), "vectors and slots of the prompt");
+    }
+}
+
+/// The row of a table that a token reads, if it reads one.
+#[inline(always)]
+fn row_of(batch: &Batch, table: usize, t: usize) -> Option<usize> {
+    match table {
+        WORD if batch.slot(t).is_some() => None,
+        WORD => Some(batch.ids[t] as usize),
+        POSITION => Some(batch.positions[t] as usize),
+        TYPE => Some(batch.types[t] as usize),
+        PROMPT => batch.slot(t),
+        _ => Some(0),
+    }
+}
+
+/// The tables in memory.
+struct Gather<'a> {
+    /// In the order of [`Tables::ids`]; empty where there is none.
+    data: &'a [&'a [f32]],
+    per_member: [bool; 6],
+    batch: &'a Batch,
+    /// C.
+    channels: usize,
+}
+
+impl Gather<'_> {
+    /// A member's copy of a table.
+    fn table(&self, i: usize, member: usize) -> &[f32] {
+        let per = self.per_member[i];
+        let copies = if per { self.batch.members.len() } else { 1 };
+        member_slice(self.data[i], per, member, self.data[i].len() / copies)
+    }
+
+    /// Writes the sum of a token's three rows.
+    #[inline(always)]
+    fn sum(&self, t: usize, member: usize, out: &mut [f32]) {
+        let row = |i: usize, at: usize| &self.table(i, member)[at * self.channels..];
+        let word = match self.batch.slot(t) {
+            Some(slot) => row(PROMPT, slot),
+            None => row(WORD, self.batch.ids[t] as usize),
+        };
+        let pos = row(POSITION, self.batch.positions[t] as usize);
+        let kind = row(TYPE, self.batch.types[t] as usize);
+        for (((out, word), kind), pos) in out.iter_mut().zip(word).zip(kind).zip(pos) {
+            *out = word + kind + pos;
+        }
     }
 }
 
@@ -84,7 +155,7 @@ impl Embedding {
 
 impl Node for Embedding {
     fn reads(&self) -> Vec<ValueId> {
-        self.tables.ids().to_vec()
+        self.tables.ids().into_iter().flatten().collect()
     }
 
     fn writes(&self) -> Vec<ValueId> {
@@ -95,7 +166,7 @@ impl Node for Embedding {
         let Some(dout) = bw.grad_of(self.out) else {
             return;
         };
-        let grads = self.tables.ids().map(|id| bw.param_grad(id));
+        let grads = self.tables.ids().map(|id| bw.param_grad(id?));
         let (tables, eps, dropout) = (self.tables, self.eps, self.dropout);
         bw.push(EmbeddingGrad {
             tables,
@@ -133,26 +204,27 @@ impl Node for Embedding {
     fn cpu(&self, mem: &mut CpuMem<'_>) {
         let c = mem.channels(self.out);
         let (batch, steps, eps) = (mem.batch, mem.steps, self.eps);
-        let per = self.tables.ids().map(|id| mem.per_member(id));
+        self.tables.check_prompt(mem.graph, batch);
+        let per_member = self
+            .tables
+            .ids()
+            .map(|id| id.is_some_and(|id| mem.per_member(id)));
         let chunks = batch.chunks(Rows::Tokens, CHUNK);
-        let (r, mut w) = mem.bind(&self.tables.ids().map(Some), &[Some(self.out)]);
-        let sizes: [usize; 5] =
-            std::array::from_fn(|i| r[i].len() / if per[i] { batch.members.len() } else { 1 });
+        let (r, mut w) = mem.bind(&self.tables.ids(), &[Some(self.out)]);
+        let gather = Gather {
+            data: &r,
+            per_member,
+            batch,
+            channels: c,
+        };
         let out = split_rows(w[0], &chunks, c);
         chunks.par_iter().zip(out).for_each(|(k, out)| {
-            let table = |i: usize| member_slice(r[i], per[i], k.member, sizes[i]);
-            let (weight, bias) = (table(3), table(4));
+            let (weight, bias) = (gather.table(WEIGHT, k.member), gather.table(BIAS, k.member));
             vector(
                 #[inline(always)]
                 || {
                     for (row, t) in out.chunks_exact_mut(c).zip(k.start..k.end) {
-                        let at = |i: usize, id: u32| &table(i)[id as usize * c..][..c];
-                        let word = at(0, batch.ids[t]);
-                        let pos = at(1, batch.positions[t]);
-                        let kind = at(2, batch.types[t]);
-                        for j in 0..c {
-                            row[j] = word[j] + kind[j] + pos[j];
-                        }
+                        gather.sum(t, k.member, row);
                         let (mean, rstd) = row_stats(row, eps);
                         for j in 0..c {
                             row[j] = ((row[j] - mean) * rstd).mul_add(weight[j], bias[j]);
@@ -179,8 +251,12 @@ fn reference_row<F: Real>(
     let members = mem.batch.members.len();
     let b = mem.batch;
     let mut x = vec![F::zero(); c];
+    tables.check_prompt(mem.graph, b);
     let rows = [
-        (tables.word, b.ids[t]),
+        match (tables.prompt, b.slot(t)) {
+            (Some(prompt), Some(slot)) => (prompt, slot as u32),
+            _ => (tables.word, b.ids[t]),
+        },
         (tables.token_type, b.types[t]),
         (tables.position, b.positions[t]),
     ];
@@ -205,8 +281,8 @@ pub struct EmbeddingGrad {
     pub tables: Tables,
     /// (T, C)
     pub dout: ValueId,
-    /// `+=`, in the order word, position, token type, weight, bias.
-    pub grads: [Option<ValueId>; 5],
+    /// `+=`, in the order word, position, token type, weight, bias, prompt.
+    pub grads: [Option<ValueId>; 6],
     /// As the forward's.
     pub eps: f32,
     /// As the forward's.
@@ -215,9 +291,8 @@ pub struct EmbeddingGrad {
 
 impl Node for EmbeddingGrad {
     fn reads(&self) -> Vec<ValueId> {
-        let mut ids = self.tables.ids().to_vec();
-        ids.push(self.dout);
-        ids
+        let tables = self.tables.ids().into_iter().flatten();
+        tables.chain([self.dout]).collect()
     }
 
     fn writes(&self) -> Vec<ValueId> {
@@ -248,15 +323,15 @@ impl Node for EmbeddingGrad {
             let n = F::of(c as f64);
             let s1 = (0..c).map(|j| d[j] * w[j]).sum::<F>() / n;
             let s2 = (0..c).map(|j| d[j] * w[j] * xhat[j]).sum::<F>() / n;
-            let b = mem.batch;
-            let rows = [b.ids[t], b.positions[t], b.types[t], 0, 0];
             for (i, sum) in sums.iter_mut().enumerate() {
-                let Some(sum) = sum else { continue };
-                let at = g * (sum.len() / members) + rows[i] as usize * c;
+                let (Some(sum), Some(row)) = (sum, row_of(mem.batch, i, t)) else {
+                    continue;
+                };
+                let at = g * (sum.len() / members) + row * c;
                 for j in 0..c {
                     sum[at + j] += match i {
-                        3 => d[j] * xhat[j],
-                        4 => d[j],
+                        WEIGHT => d[j] * xhat[j],
+                        BIAS => d[j],
                         _ => rstd * (d[j] * w[j] - s1 - xhat[j] * s2),
                     };
                 }
@@ -273,21 +348,22 @@ impl Node for EmbeddingGrad {
         let c = mem.channels(self.dout);
         let (batch, steps) = (mem.batch, mem.steps);
         let members = batch.members.len();
-        let per = self.tables.ids().map(|id| mem.per_member(id));
+        let per_member = self
+            .tables
+            .ids()
+            .map(|id| id.is_some_and(|id| mem.per_member(id)));
         let chunks = batch.chunks(Rows::Tokens, CHUNK);
-        let mut reads = self.tables.ids().map(Some).to_vec();
+        let mut reads = self.tables.ids().to_vec();
         reads.push(Some(self.dout));
         let (r, mut w) = mem.bind(&reads, &self.grads);
-        let table = |i: usize, g: usize| {
-            member_slice(
-                r[i],
-                per[i],
-                g,
-                r[i].len() / if per[i] { members } else { 1 },
-            )
+        let gather = Gather {
+            data: &r,
+            per_member,
+            batch,
+            channels: c,
         };
         // (T, C) gradients of the sums, and a partial sum of the layer norm's a chunk.
-        let mut dsum = r[5][..batch.tokens() * c].to_vec();
+        let mut dsum = r[6][..batch.tokens() * c].to_vec();
         let mut parts = vec![0f32; chunks.len() * 2 * c];
         let rows = split_rows(&mut dsum, &chunks, c);
         chunks
@@ -296,20 +372,13 @@ impl Node for EmbeddingGrad {
             .zip(parts.par_chunks_mut(2 * c))
             .for_each(|((k, d), part)| {
                 let (dw, db) = part.split_at_mut(c);
-                let weight = table(3, k.member);
+                let weight = gather.table(WEIGHT, k.member);
                 let mut x = vec![0f32; c];
                 vector(
                     #[inline(always)]
                     || {
                         for (d, t) in d.chunks_exact_mut(c).zip(k.start..k.end) {
-                            let at =
-                                |i: usize, id: u32| &table(i, k.member)[id as usize * c..][..c];
-                            let word = at(0, batch.ids[t]);
-                            let pos = at(1, batch.positions[t]);
-                            let kind = at(2, batch.types[t]);
-                            for j in 0..c {
-                                x[j] = word[j] + kind[j] + pos[j];
-                            }
+                            gather.sum(t, k.member, &mut x);
                             let (mean, rstd) = row_stats(&x, self.eps);
                             if let Some(drop) = &self.dropout {
                                 drop.apply(&token_key(batch, steps, drop.site, t), d);
@@ -324,7 +393,7 @@ impl Node for EmbeddingGrad {
                 );
             });
         for (k, part) in chunks.iter().zip(parts.chunks(2 * c)) {
-            for (i, term) in [(3, &part[..c]), (4, &part[c..])] {
+            for (i, term) in [(WEIGHT, &part[..c]), (BIAS, &part[c..])] {
                 if !w[i].is_empty() {
                     w[i][k.member * c..][..c]
                         .iter_mut()
@@ -333,30 +402,31 @@ impl Node for EmbeddingGrad {
                 }
             }
         }
-        let ids = [&batch.ids, &batch.positions, &batch.types];
-        for (grad, ids) in w.iter_mut().zip(ids).filter(|(g, _)| !g.is_empty()) {
-            let len = grad.len() / members;
-            for (g, grad) in grad.chunks_mut(len).enumerate() {
-                scatter(grad, &dsum, ids, batch.members[g].tokens.clone(), c);
+        for i in [WORD, POSITION, TYPE, PROMPT] {
+            let len = w[i].len() / members;
+            for (g, grad) in w[i].chunks_mut(len.max(1)).enumerate() {
+                let tokens = batch.members[g].tokens.clone();
+                let owned = tokens.filter_map(|t| Some((row_of(batch, i, t)?, t)));
+                scatter(grad, &dsum, owned.collect(), c);
             }
         }
     }
 }
 
-/// Adds each token's row to the row that its id owns; tokens of one id in order.
-fn scatter(grad: &mut [f32], rows: &[f32], ids: &[u32], tokens: std::ops::Range<usize>, c: usize) {
-    let mut order: Vec<usize> = tokens.collect();
-    order.sort_by_key(|&t| ids[t]);
-    let mut owners: Vec<(&mut [f32], &[usize])> = Vec::new();
+/// Adds each token's row to the row of the table that owns it: `owned` are pairs of owner and token.
+/// An owner's tokens are added in order.
+fn scatter(grad: &mut [f32], rows: &[f32], mut owned: Vec<(usize, usize)>, c: usize) {
+    owned.sort_unstable();
+    let mut owners = Vec::new();
     let (mut rest, mut next) = (grad, 0);
-    for run in order.chunk_by(|a, b| ids[*a] == ids[*b]) {
-        let id = ids[run[0]] as usize;
+    for run in owned.chunk_by(|a, b| a.0 == b.0) {
+        let id = run[0].0;
         let (head, tail) = rest.split_at_mut((id + 1 - next) * c);
         owners.push((&mut head[(id - next) * c..], run));
         (rest, next) = (tail, id + 1);
     }
     owners.into_par_iter().for_each(|(row, run)| {
-        run.iter().for_each(|&t| {
+        run.iter().for_each(|&(_, t)| {
             vector(
                 #[inline(always)]
                 || axpy(row, 1.0, &rows[t * c..][..c]),

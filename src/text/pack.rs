@@ -50,13 +50,15 @@ impl MemberRows {
 /// The structure of a step: which token belongs to which text, which text to which member.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Token ids (T).
+    /// Slots of a soft prompt in each text, k: its places 1 to k.
+    pub prompt: usize,
+    /// Token ids (T); 0 in the slots of a prompt, where nothing reads them.
     pub ids: Vec<u32>,
     /// Rows of the position table (T).
     pub positions: Vec<u32>,
     /// Rows of the token type table (T).
     pub types: Vec<u32>,
-    /// Place of each token in its text (T).
+    /// Place of each token in its text, slots of a prompt counted (T): names its random numbers.
     pub places: Vec<u32>,
     /// Text of each token (T).
     pub token_seq: Vec<u32>,
@@ -72,6 +74,15 @@ pub struct Batch {
     pub members: Vec<MemberRows>,
     /// Image features, not normalised (N, E). Empty for encoding.
     pub images: Vec<f32>,
+}
+
+/// Where the tokens of a text go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The row of the position table that a text's first token takes: 2 for XLM-R, 0 for BERT.
+    pub position_offset: u32,
+    /// Slots for a soft prompt after each text's first token, k.
+    pub prompt: usize,
 }
 
 /// Which rows an op runs over.
@@ -97,11 +108,15 @@ pub struct Chunk {
 }
 
 impl Batch {
-    /// Packs the texts of all members. `position_offset` is the row of the position table that a
-    /// text's first token takes (2 for XLM-R, 0 for BERT); `images` is (N, E) in the members' item
-    /// order, or empty.
-    pub fn pack(members: &[MemberTexts<'_>], position_offset: u32, images: Vec<f32>) -> Batch {
+    /// Packs the texts of all members, none of which is empty. `images` is (N, E) in the members'
+    /// item order, or empty.
+    ///
+    /// The slots of a prompt are tokens like any other: they have positions and places of their own
+    /// and count when a text is pooled.
+    pub fn pack(members: &[MemberTexts<'_>], layout: Layout, images: Vec<f32>) -> Batch {
+        let slots = vec![0; layout.prompt];
         let mut b = Batch {
+            prompt: layout.prompt,
             cu_seqlens: vec![0],
             images,
             ..Batch::default()
@@ -111,10 +126,12 @@ impl Batch {
             let (token0, seq0, item0) = (b.ids.len(), b.roles.len(), item);
             for text in m.anchors.iter().chain(&m.partners) {
                 let seq = b.roles.len() as u32;
-                for (place, &id) in text.ids.iter().enumerate() {
+                let (first, rest) = text.ids.split_at(1);
+                let ids = first.iter().chain(&slots).chain(rest);
+                for (place, &id) in ids.enumerate() {
                     b.ids.push(id);
                     b.places.push(place as u32);
-                    b.positions.push(place as u32 + position_offset);
+                    b.positions.push(place as u32 + layout.position_offset);
                     b.types.push(0);
                     b.token_seq.push(seq);
                 }
@@ -131,6 +148,13 @@ impl Batch {
             });
         }
         b
+    }
+
+    /// Which vector of the prompt a token's place is the slot of, if it is one.
+    #[inline(always)]
+    pub fn slot(&self, token: usize) -> Option<usize> {
+        let place = self.places[token] as usize;
+        (1..=self.prompt).contains(&place).then(|| place - 1)
     }
 
     /// Number of packed tokens, T.
@@ -222,6 +246,35 @@ impl Batch {
 mod tests {
     use super::*;
 
+    fn layout(prompt: usize) -> Layout {
+        Layout {
+            position_offset: 2,
+            prompt,
+        }
+    }
+
+    #[test]
+    fn a_prompt_has_its_slots_after_each_first_token() {
+        let ids: [&[u32]; 2] = [&[5, 7, 9], &[6]];
+        let anchors = ids.map(|ids| Text {
+            ids,
+            role: 0,
+            item: 0,
+        });
+        let member = MemberTexts {
+            anchors: anchors.to_vec(),
+            partners: vec![],
+        };
+        let b = Batch::pack(&[member], layout(2), vec![]);
+        assert_eq!(b.ids, [5, 0, 0, 7, 9, 6, 0, 0]);
+        assert_eq!(b.cu_seqlens, [0, 5, 8]);
+        assert_eq!(b.places, [0, 1, 2, 3, 4, 0, 1, 2]);
+        assert_eq!(b.positions, [2, 3, 4, 5, 6, 2, 3, 4]);
+        let slots: Vec<Option<usize>> = (0..8).map(|t| b.slot(t)).collect();
+        let (one, two) = (Some(0), Some(1));
+        assert_eq!(slots, [None, one, two, None, None, None, one, two]);
+    }
+
     #[test]
     fn members_texts_and_chunks_are_cut_where_they_begin() {
         let ids: Vec<Vec<u32>> = vec![vec![0, 7, 2], vec![0, 2], vec![0, 8, 9, 2]];
@@ -238,7 +291,7 @@ mod tests {
             anchors: vec![text(2)],
             partners: vec![],
         };
-        let b = Batch::pack(&[a, c], 2, vec![]);
+        let b = Batch::pack(&[a, c], layout(0), vec![]);
         assert_eq!(b.cu_seqlens, [0, 3, 5, 7, 11, 15]);
         assert_eq!(b.positions[..5], [2, 3, 4, 2, 3]);
         assert_eq!(b.members[0].anchors(), 0..2);

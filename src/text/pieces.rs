@@ -56,7 +56,10 @@ impl Batch {
     /// The batch of a piece: texts without items or images, each with the names of its random
     /// numbers.
     pub fn piece(&self, piece: &Piece) -> Batch {
-        let mut b = nothing();
+        let mut b = Batch {
+            prompt: self.prompt,
+            ..nothing()
+        };
         for seqs in piece {
             let (token0, seq0) = (b.ids.len(), b.roles.len());
             let tokens = self.tokens_of(seqs);
@@ -103,6 +106,7 @@ impl Batch {
 /// A batch of no members. Every field is named: a new one must be thought of here.
 fn nothing() -> Batch {
     Batch {
+        prompt: 0,
         ids: vec![],
         positions: vec![],
         types: vec![],
@@ -124,7 +128,7 @@ fn empty(at: usize) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::pack::{MemberTexts, Text};
+    use crate::text::pack::{Layout, MemberTexts, Text};
 
     /// A batch of members whose texts have these lengths.
     fn batch(members: &[&[usize]]) -> Batch {
@@ -140,7 +144,11 @@ mod tests {
                 partners: vec![],
             }
         });
-        Batch::pack(&texts.collect::<Vec<_>>(), 2, vec![])
+        let layout = Layout {
+            position_offset: 2,
+            prompt: 0,
+        };
+        Batch::pack(&texts.collect::<Vec<_>>(), layout, vec![])
     }
 
     #[test]
@@ -188,6 +196,8 @@ mod tests {
         let whole = b.piece(&vec![0..3, 3..5]);
         assert_eq!((&whole.ids, &whole.token_seq), (&b.ids, &b.token_seq));
         assert_eq!(whole.cu_seqlens, b.cu_seqlens);
+        let prompted = Batch { prompt: 2, ..b.clone() };
+        assert_eq!(prompted.piece(&vec![1..3, 4..5]).prompt, 2);
         let bare = b.without_tokens();
         assert_eq!((bare.tokens(), bare.seqs(), bare.items()), (0, 5, 5));
         assert_eq!(bare.members[1].seqs, 3..5);

@@ -61,7 +61,10 @@ impl Tokenizer {
     /// [`Error::Input`] that names the first text that is too long.
     pub fn encode_batch(&self, texts: &[&str], limit: Option<usize>) -> Result<Vec<Vec<u32>>> {
         let limit = limit.map_or(self.max_tokens, |limit| limit.min(self.max_tokens));
-        let ids: Vec<_> = texts.par_iter().map(|text| self.encode(text)).collect();
+        let ids: Vec<_> = texts
+            .par_iter()
+            .map(|text| self.encode(text, true))
+            .collect();
         ids.into_iter()
             .enumerate()
             .map(|(i, ids)| {
@@ -80,8 +83,16 @@ impl Tokenizer {
             .collect()
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|e| {
+    /// The ids of a text without special tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_batch`].
+    pub fn encode_words(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(text, false)
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|e| {
             bad_input!(
                 "{}: cannot encode \"{}\": {e}",
                 self.path.display(),
@@ -135,7 +146,7 @@ impl Tokenizer {
                 "{file}: <s> is {begin_id}, expected 0 as in every {model} tokenizer"
             ));
         }
-        let ids = self.encode("a")?;
+        let ids = self.encode("a", true)?;
         if ids.first() != Some(&begin_id) || ids.last() != Some(&end_id) {
             return Err(bad_input!(
                 "{file}: encodes \"a\" as {ids:?}, expected {begin} = {begin_id} first and {end} = \

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use crate::adapter::{Adapter, initial};
 use crate::bad_input;
 use crate::error::Result;
-use crate::exec::state::TrainState;
+use crate::exec::state::{TrainState, TrainTensor};
 use crate::exec::{Frozen, FrozenTensor, LossWeights};
 use crate::graph::backward::backward_from;
 use crate::graph::{Dim, Graph, Role, ValueId};
-use crate::model::text::{DropoutRates, text_tower};
+use crate::model::text::{DropoutRates, WORD_EMBEDDINGS, text_tower};
 use crate::ops::adam::{AdamStep, GradNorm, ZeroGrads};
 use crate::ops::contrastive::{Contrastive, Pair};
 use crate::ops::l2_norm::L2Norm;
@@ -21,6 +21,7 @@ use crate::text::pack::Rows;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::config::TextConfig;
 use crate::weights::text_model::TextModelFiles;
+use crate::weights::view::TensorView;
 
 /// The terms of the objective, as the graph's outputs (G, 1), before their weights.
 #[derive(Clone, Copy, Debug)]
@@ -241,20 +242,44 @@ impl TextModel {
         Ok(frozen)
     }
 
+    /// Rows of the word table (ids, C).
+    fn word_embeddings(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let view = self.weights.tensor(&self.file_name(WORD_EMBEDDINGS))?;
+        let vocab = self.config.vocab;
+        let row = view.bytes.len() / vocab;
+        let mut values = Vec::new();
+        for &id in ids {
+            let Some(bytes) = view.bytes.get(id as usize * row..(id as usize + 1) * row) else {
+                return Err(bad_input!(
+                    "prompt: its words have the token {id}, but the model has {vocab} word embeddings"
+                ));
+            };
+            values.extend(TensorView { bytes, ..view }.to_f32());
+        }
+        Ok(values)
+    }
+
+    fn initial_values(&self, t: &TrainTensor, adapter: &Adapter, seed: u64) -> Result<Vec<f32>> {
+        if let Some(words) = adapter.prompt_words(&t.name) {
+            return self.word_embeddings(&words.ids);
+        }
+        match initial(&t.name, &t.shape, seed) {
+            Some(values) => Ok(values),
+            None => Ok(self.weights.tensor(&self.file_name(&t.name))?.to_f32()),
+        }
+    }
+
     /// Trainable state of `graph` with initial values: the checkpoint's where it has the tensor, the
     /// adapter's own otherwise, by each member's seed.
     ///
     /// # Errors
     /// If a tensor has neither.
-    pub fn init(&self, graph: &Graph, seeds: &[u64]) -> Result<TrainState> {
+    pub fn init(&self, graph: &Graph, adapter: &Adapter, seeds: &[u64]) -> Result<TrainState> {
         let mut state = TrainState::new(graph, seeds.len());
         for t in 0..state.tensors.len() {
             let tensor = state.tensors[t].clone();
             for (g, seed) in seeds.iter().enumerate() {
-                let values = match initial(&tensor.name, &tensor.shape, *seed) {
-                    Some(values) => values,
-                    None => self.weights.tensor(&self.file_name(&tensor.name))?.to_f32(),
-                };
+                let values = self.initial_values(&tensor, adapter, *seed)?;
                 if values.len() != tensor.len {
                     let (found, want) = (values.len(), tensor.len);
                     return Err(bad_input!(

@@ -9,7 +9,7 @@ use crosstune::exec::state::TrainState;
 use crosstune::exec::{Frozen, FrozenTensor};
 use crosstune::graph::{Bucket, Graph, Role};
 use crosstune::ops::philox::Stream;
-use crosstune::text::pack::{Batch, MemberTexts, Text};
+use crosstune::text::pack::{Batch, Layout, MemberTexts, Text};
 use crosstune::weights::config::{Encoder, TextConfig};
 
 /// Two layers, no size a multiple of a vector; the FFN is longer than one pass of a product.
@@ -195,10 +195,10 @@ fn texts_of(rows: &[Vec<u32>], role: u8) -> Vec<Text<'_>> {
 }
 
 /// Packs members in the given order.
-pub fn pack(members: &[&MemberData], position_offset: usize) -> Batch {
+pub fn pack(members: &[&MemberData], layout: Layout) -> Batch {
     let texts: Vec<MemberTexts<'_>> = members.iter().map(|m| m.texts()).collect();
     let images = members.iter().flat_map(|m| m.images.clone()).collect();
-    Batch::pack(&texts, position_offset as u32, images)
+    Batch::pack(&texts, layout, images)
 }
 
 /// A pool of that many threads.

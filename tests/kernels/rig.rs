@@ -16,7 +16,7 @@ use crosstune::exec::{Adam, LossWeights, MemberStep};
 use crosstune::graph::Bucket;
 use crosstune::ops::philox::Stream;
 use crosstune::tensor::Dtype;
-use crosstune::text::pack::{Batch, MemberTexts, Rows, Text};
+use crosstune::text::pack::{Batch, Layout, MemberTexts, Rows, Text};
 use half::f16;
 use ptxvm::Counters;
 
@@ -76,6 +76,10 @@ impl World {
                     .collect(),
             })
             .collect();
+        let layout = Layout {
+            position_offset: 2,
+            prompt: 0,
+        };
         let step = |m: &Member| MemberStep {
             seed: 0x1234_5678_9abc * m.3,
             step: 7 + m.3 as u32,
@@ -97,7 +101,7 @@ impl World {
                 ..Adam::default()
             },
         };
-        let mut batch = Batch::pack(&texts, 2, vec![]);
+        let mut batch = Batch::pack(&texts, layout, vec![]);
         batch.types = batch.places.iter().map(|p| p / 3 % 2).collect();
         World {
             batch,

@@ -1,18 +1,31 @@
-//! Tables, their layer norm and dropout: a row of a table sums all tokens that read it.
+//! Tables, their layer norm and dropout: a row of a table sums all tokens that read it. A prompt of
+//! k vectors is a table that its slots read in place of the words'.
 
 use crosstune::ops::embedding::{Embedding, Tables};
 use crosstune::text::pack::Rows;
 
 use super::rig::{ALONE, Built, Members, ONE, REAL, REAL_THREE, Rig, THREE, VOCAB, half};
 
-fn rig((members, longest): (&Members, usize), c: usize, trains: [bool; 5], drop: bool) -> Built {
-    let mut rig = Rig::new(members, longest);
+/// Vectors of the prompt, and whether they are trained.
+type Prompt = (usize, bool);
+const NONE: Prompt = (0, false);
+
+fn rig(
+    (members, longest): (&Members, usize),
+    c: usize,
+    trains: [bool; 5],
+    (k, trained): Prompt,
+    drop: bool,
+) -> Built {
+    let mut rig = Rig::with_prompt(members, longest, k);
+    let positions = longest + k + 2;
     let tables = Tables {
         word: rig.param("word", &[VOCAB, c], trains[0], (0.0, 1.0)),
-        position: rig.param("position", &[longest + 2, c], trains[1], (0.0, 0.5)),
+        position: rig.param("position", &[positions, c], trains[1], (0.0, 0.5)),
         token_type: rig.param("type", &[2, c], trains[2], (0.0, 0.5)),
         weight: rig.param("weight", &[c], trains[3], (1.0, 0.3)),
         bias: rig.param("bias", &[c], trains[4], (0.0, 0.3)),
+        prompt: (k > 0).then(|| rig.param("prompt", &[k, c], trained, (0.0, 1.0))),
     };
     let drop = if drop { half(0) } else { None };
     let out = Embedding::push(&mut rig.graph, "out", tables, 1e-5, drop);
@@ -26,14 +39,23 @@ const TRAINS: [[bool; 5]; 4] = [
     [false, true, false, true, false],
     [false, false, false, false, true],
 ];
+/// Prompts as methods have them: alone, and beside everything or some of the tables.
+const PROMPTS: [([bool; 5], Prompt); 5] = [
+    ([false; 5], (1, true)),
+    ([false; 5], (3, true)),
+    ([true; 5], (5, true)),
+    ([true; 5], (2, false)),
+    ([false, true, false, true, false], (4, true)),
+];
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
     let mut worst = 0f64;
+    let bare = TRAINS.map(|trains| (trains, NONE));
     for members in [ONE, ALONE, THREE] {
-        for trains in TRAINS {
+        for (trains, prompt) in bare.into_iter().chain(PROMPTS) {
             for drop in [false, true] {
-                let built = rig((members, 5), 7, trains, drop);
+                let built = rig((members, 5), 7, trains, prompt, drop);
                 worst = worst.max(built.finite_differences(|_, _| true));
             }
         }
@@ -43,14 +65,35 @@ fn gradients_are_those_of_finite_differences() {
 
 #[test]
 fn cpu_agrees() {
+    let bare = TRAINS.into_iter().chain([[false; 5]]);
+    let all: Vec<_> = bare.map(|t| (t, NONE)).chain(PROMPTS).collect();
     for members in [ONE, ALONE, THREE, REAL_THREE] {
         for c in [5, 13, 35] {
-            for trains in TRAINS.into_iter().chain([[false; 5]]) {
+            for (trains, prompt) in &all {
                 for drop in [false, true] {
-                    rig((members, 19), c, trains, drop).cpu_agrees("embedding");
+                    rig((members, 19), c, *trains, *prompt, drop).cpu_agrees("embedding");
                 }
             }
         }
     }
-    rig((REAL, 19), 384, [true; 5], true).cpu_agrees("embedding");
+    rig((REAL, 19), 384, [true; 5], NONE, true).cpu_agrees("embedding");
+    rig((REAL, 19), 384, [false; 5], (4, true), true).cpu_agrees("embedding");
+}
+
+/// Words and prompt must not be packed by one length and computed by another.
+#[test]
+#[should_panic(expected = "vectors and slots of the prompt")]
+fn vectors_without_slots_are_a_fault() {
+    let mut rig = Rig::new(ALONE, 5);
+    let tables = Tables {
+        word: rig.param("word", &[VOCAB, 3], false, (0.0, 1.0)),
+        position: rig.param("position", &[7, 3], false, (0.0, 1.0)),
+        token_type: rig.param("type", &[2, 3], false, (0.0, 1.0)),
+        weight: rig.param("weight", &[3], false, (1.0, 0.3)),
+        bias: rig.param("bias", &[3], false, (0.0, 0.3)),
+        prompt: Some(rig.param("prompt", &[2, 3], true, (0.0, 1.0))),
+    };
+    let out = Embedding::push(&mut rig.graph, "out", tables, 1e-5, None);
+    rig.weigh(out, Rows::Tokens);
+    rig.build().cpu_agrees("embedding");
 }

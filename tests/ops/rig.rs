@@ -12,7 +12,7 @@ use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep};
 use crosstune::graph::backward::backward_from;
 use crosstune::graph::{Dim, Graph, Role, ValueId};
 use crosstune::ops::philox::{Dropout, Stream};
-use crosstune::text::pack::{Batch, Rows};
+use crosstune::text::pack::{Batch, Layout, Rows};
 
 use crate::common::tiny::{MemberData, pack, pool};
 use crate::limits::{FINITE_DIFFERENCE, limit};
@@ -69,12 +69,21 @@ impl Rig {
     /// Random texts of at most `longest` tokens for `members`, whose weights, seeds and steps
     /// differ. All weights are sums of powers of two: f32 holds their products exactly.
     pub fn new(members: &Members, longest: usize) -> Rig {
+        Rig::with_prompt(members, longest, 0)
+    }
+
+    /// The same with `prompt` slots in each text, which do not count in `longest`.
+    pub fn with_prompt(members: &Members, longest: usize, prompt: usize) -> Rig {
+        let layout = Layout {
+            position_offset: 2,
+            prompt,
+        };
         let data: Vec<MemberData> = members
             .iter()
             .enumerate()
             .map(|(g, m)| MemberData::new(g as u64 + 3, *m, longest, (VOCAB, 0)))
             .collect();
-        let batch = pack(&data.iter().collect::<Vec<_>>(), 2);
+        let batch = pack(&data.iter().collect::<Vec<_>>(), layout);
         let steps = (0..members.len()).map(|g| MemberStep {
             seed: 0x1234_5678_9abc + g as u64,
             step: 7 + g as u32,

@@ -17,14 +17,17 @@ use super::config::{MemberConfig, Shared};
 use super::examples::Examples;
 use super::program::TrainProgram;
 use super::step::StepRunner;
+use crate::adapter::Adapter;
 use crate::adapter::file::AdapterFile;
 use crate::bad_input;
+use crate::data::Role;
 use crate::data::batches::Batches;
 use crate::engine::{Engine, TextEncoder};
 use crate::error::{Error, Result};
 use crate::eval::retrieval::Recall;
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::state::TrainState;
+use crate::weights::config::TextConfig;
 
 /// One member: its settings and its data.
 #[derive(Clone)]
@@ -184,7 +187,7 @@ impl<'e> Trainer<'e> {
         let mut batches = Vec::new();
         for m in &members {
             m.config.check_with(&shared)?;
-            batches.push(check_data(m)?);
+            batches.push(check_data(m, &shared.adapter, &engine.model().config)?);
             check_lengths(m, &shared)?;
         }
         let model = engine.model();
@@ -192,7 +195,7 @@ impl<'e> Trainer<'e> {
         let program = TrainProgram::new(&model.config, model.head, &shared.adapter, rates);
         let frozen = Arc::new(model.bind(&program.graph)?);
         let seeds: Vec<u64> = members.iter().map(|m| m.config.seed).collect();
-        let state = model.init(&program.graph, &seeds)?;
+        let state = model.init(&program.graph, &shared.adapter, &seeds)?;
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
         let encoder = TextEncoder::new(engine, &shared.adapter)?;
         let run_name = run_name(&shared, &members, model.weights());
@@ -347,7 +350,7 @@ impl<'e> Trainer<'e> {
 }
 
 /// Checks that a member's languages have what its strategy compares; gives their batches.
-fn check_data(m: &Member) -> Result<Vec<Batches>> {
+fn check_data(m: &Member, adapter: &Adapter, config: &TextConfig) -> Result<Vec<Batches>> {
     let c = &m.config;
     if m.languages.is_empty() {
         return Err(bad_input!("a member needs at least one language"));
@@ -362,15 +365,21 @@ fn check_data(m: &Member) -> Result<Vec<Batches>> {
         ));
     }
     let roles = [Some(c.strategy.anchor()), c.strategy.partner()];
+    let check = |examples: &Examples, role: Role| {
+        let texts = examples.text(role)?.iter().map(|ids| &ids[..]).enumerate();
+        adapter
+            .check_lengths(texts, config)
+            .map_err(|e| bad_input!("captions `{}`: {e}", role.name()))
+    };
     let batches = m.languages.iter().map(|l| {
         for role in roles.into_iter().flatten() {
-            l.train.text(role)?;
+            check(&l.train, role)?;
         }
         if l.train.is_empty() {
             return Err(bad_input!("there is nothing to train on: 0 items"));
         }
         if let Some(v) = &l.validation {
-            v.text(c.strategy.anchor())?;
+            check(v, c.strategy.anchor())?;
         }
         Batches::new(l.train.len(), c.batch, c.seed)
     });

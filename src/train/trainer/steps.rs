@@ -64,8 +64,8 @@ impl Trainer<'_> {
             let rows = items.iter().flat_map(|i| set.train.image(*i as usize));
             images.extend(rows.copied());
         }
-        let offset = self.engine.model().config.position_offset() as u32;
-        Ok(Batch::pack(&texts, offset, images))
+        let layout = self.shared.adapter.layout(&self.engine.model().config);
+        Ok(Batch::pack(&texts, layout, images))
     }
 
     fn member_step(&self, g: usize, active: bool) -> MemberStep {
