@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Adapter;
 use crate::bad_input;
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::philox::Stream;
 use crate::text::pack::Layout;
-use crate::text::tokenizer::Tokenizer;
 use crate::weights::config::TextConfig;
 
 /// The name of the vectors (k, C).
@@ -26,50 +26,47 @@ const INITIAL_STD: f32 = 0.02;
 /// A soft prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptConfig {
-    /// k, the number of vectors.
+    /// k, the number of vectors; 0 while a tokenizer has yet to read the words.
     pub length: usize,
     /// The words whose embeddings they begin as; none for random vectors.
     pub words: Option<PromptWords>,
 }
 
-/// Words as the tokenizer of a model reads them.
+/// The words of a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptWords {
-    /// As given.
+    /// As given: `Language: `.
     pub text: String,
-    /// Its token ids without special tokens, one a vector.
+    /// Their token ids without special tokens, one a vector; none while they are unread.
     pub ids: Vec<u32>,
 }
 
 impl Default for PromptConfig {
     /// Four random vectors.
     fn default() -> PromptConfig {
-        PromptConfig {
-            length: 4,
-            words: None,
-        }
+        PromptConfig::random(4)
     }
 }
 
 impl PromptConfig {
-    /// A prompt that begins as `text` with a vector a token.
-    ///
-    /// # Errors
-    /// A text without tokens, a tokenizer that fails.
-    pub fn of_words(text: &str, tokenizer: &Tokenizer) -> Result<PromptConfig> {
-        let ids = tokenizer.encode_words(text)?;
-        if ids.is_empty() {
-            return Err(bad_input!(
-                "prompt-text: \"{text}\" has no tokens, expected words such as `Language: `"
-            ));
+    /// Random vectors.
+    pub fn random(length: usize) -> PromptConfig {
+        PromptConfig {
+            length,
+            words: None,
         }
-        Ok(PromptConfig {
-            length: ids.len(),
-            words: Some(PromptWords {
-                text: text.into(),
-                ids,
-            }),
-        })
+    }
+
+    /// A vector a token of `text`, beginning as its embedding.
+    pub fn of_words(text: &str) -> PromptConfig {
+        let words = PromptWords {
+            text: text.into(),
+            ids: vec![],
+        };
+        PromptConfig {
+            length: 0,
+            words: Some(words),
+        }
     }
 
     /// Checks the settings.
@@ -78,10 +75,8 @@ impl PromptConfig {
     /// No vectors, or not one a token of the words.
     pub fn check(&self) -> Result<()> {
         let k = self.length;
-        if k == 0 {
-            return Err(bad_input!("prompt-length: found 0, expected at least 1"));
-        }
         match self.words.as_ref().map(|w| w.ids.len()) {
+            None if k == 0 => Err(bad_input!("prompt-length: found 0, expected at least 1")),
             Some(n) if n != k => Err(bad_input!(
                 "prompt: has {k} vectors, but its words have {n} tokens"
             )),
@@ -92,9 +87,12 @@ impl PromptConfig {
     /// Checks that a model of `max_tokens` has positions for it and a text of one word.
     ///
     /// # Errors
-    /// If it has not.
+    /// If it has not, or the words are unread.
     pub fn check_positions(&self, max_tokens: usize) -> Result<()> {
         let k = self.length;
+        if k == 0 {
+            return Err(bad_input!("prompt: no tokenizer has read its words yet"));
+        }
         match k.saturating_add(MIN_TOKENS) > max_tokens {
             true => Err(bad_input!(
                 "prompt: has {k} vectors, but the model has {max_tokens} positions, of which a text \
@@ -115,11 +113,32 @@ impl Adapter {
     /// A soft prompt of `length` random vectors, and nothing else, as the original has it.
     pub fn prompt(length: usize) -> Adapter {
         Adapter {
-            prompt: Some(PromptConfig {
-                length,
-                words: None,
-            }),
+            prompt: Some(PromptConfig::random(length)),
             ..Adapter::default()
+        }
+    }
+
+    /// Makes tokens of a prompt's words, if it has words that are unread, and so settles its length.
+    ///
+    /// # Errors
+    /// Words that are none; those of [`Engine::tokenizer`].
+    pub fn read_words(&mut self, engine: &Engine) -> Result<()> {
+        let Some(prompt) = &mut self.prompt else {
+            return Ok(());
+        };
+        let Some(words) = prompt.words.as_mut().filter(|w| w.ids.is_empty()) else {
+            return Ok(());
+        };
+        if !words.text.trim().is_empty() {
+            words.ids = engine.tokenizer()?.0.encode_words(&words.text)?;
+        }
+        prompt.length = words.ids.len();
+        match prompt.length {
+            0 => Err(bad_input!(
+                "prompt-text: \"{}\" holds no words, expected some such as `Language: `",
+                words.text
+            )),
+            _ => Ok(()),
         }
     }
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use crosstune::adapter::bottleneck::BottleneckConfig;
 use crosstune::adapter::compacter::CompacterConfig;
+use crosstune::adapter::prompt::PromptConfig;
 use crosstune::adapter::{Adapter, LoraConfig};
 use crosstune::bad_input;
 use crosstune::train::config::Shared;
@@ -26,6 +27,8 @@ pub enum Method {
     Compacter,
     /// Every bias of every block alone, of linear layers and of layer norms (BitFit).
     Bitfit,
+    /// A soft prompt: vectors after the first token of every text.
+    Prompt,
     /// The layer norms of every block alone.
     Layernorm,
     /// The linear head alone.
@@ -70,7 +73,13 @@ pub struct MethodArgs {
     /// Blocks of a Compacter's layers; the model and the bottleneck must be multiples [default: 4].
     #[arg(long, value_name = "N")]
     pub phm_dim: Option<usize>,
-    /// With an adapter beside them: leave the layer norms frozen.
+    /// Vectors of a soft prompt that begins random [default: 4].
+    #[arg(long, value_name = "K")]
+    pub prompt_length: Option<usize>,
+    /// Words that a soft prompt begins as, such as "Language: ", with a vector a token.
+    #[arg(long, value_name = "WORDS")]
+    pub prompt_text: Option<String>,
+    /// With an adapter beside them: leave the layer norms frozen [default: false; true for prompt].
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub freeze_layer_norms: Option<bool>,
     /// Train the linear head too.
@@ -92,7 +101,7 @@ impl MethodArgs {
     pub fn shared(&self) -> Result<Shared> {
         let method = self.method.unwrap_or(Method::Lora);
         self.check_options(method)?;
-        let layer_norms = !self.freeze_layer_norms.unwrap_or(false);
+        let layer_norms = !self.freeze_layer_norms.unwrap_or(method == Method::Prompt);
         let with_norms = Adapter {
             layer_norms,
             ..Adapter::default()
@@ -127,6 +136,10 @@ impl MethodArgs {
                 }
             }
             Method::Bitfit => Adapter::bitfit(),
+            Method::Prompt => Adapter {
+                prompt: Some(self.prompt()),
+                ..with_norms
+            },
             Method::Layernorm => Adapter {
                 layer_norms: true,
                 ..Adapter::default()
@@ -187,12 +200,31 @@ impl MethodArgs {
                 self.reduction.get_or_insert(d.reduction);
                 self.phm_dim.get_or_insert(d.phm_dim);
             }
+            Method::Prompt if self.prompt_text.is_some() => {}
+            Method::Prompt => {
+                let d = PromptConfig::default();
+                self.prompt_length.get_or_insert(d.length);
+            }
             Method::Bitfit | Method::Layernorm | Method::Head | Method::Full => {}
+        }
+    }
+
+    fn prompt(&self) -> PromptConfig {
+        match (&self.prompt_text, self.prompt_length) {
+            (Some(text), _) => PromptConfig::of_words(text),
+            (None, Some(length)) => PromptConfig::random(length),
+            (None, None) => PromptConfig::default(),
         }
     }
 
     /// Fails if an option is given that the method has no use for.
     fn check_options(&self, method: Method) -> Result<()> {
+        if self.prompt_length.is_some() && self.prompt_text.is_some() {
+            return Err(bad_input!(
+                "prompt-length: the tokens of --prompt-text say it; drop one of the two"
+            )
+            .into());
+        }
         match self.unused(method).first() {
             None => Ok(()),
             Some((name, methods)) => {
@@ -208,6 +240,7 @@ impl MethodArgs {
         let lora = &[Method::Lora, Method::Cross][..];
         let adapter = &[Method::Adapter][..];
         let compacter = &[Method::Compacter][..];
+        let prompt = &[Method::Prompt][..];
         let mut options: Vec<(&str, bool, &[Method])> = vec![
             ("rank", self.rank.is_some(), lora),
             ("alpha", self.alpha.is_some(), lora),
@@ -218,6 +251,8 @@ impl MethodArgs {
             ("parallel", self.parallel.is_some(), adapter),
             ("reduction", self.reduction.is_some(), compacter),
             ("phm-dim", self.phm_dim.is_some(), compacter),
+            ("prompt-length", self.prompt_length.is_some(), prompt),
+            ("prompt-text", self.prompt_text.is_some(), prompt),
             (
                 "freeze-layer-norms",
                 self.freeze_layer_norms.is_some(),
@@ -226,6 +261,7 @@ impl MethodArgs {
                     Method::Cross,
                     Method::Adapter,
                     Method::Compacter,
+                    Method::Prompt,
                 ],
             ),
         ];

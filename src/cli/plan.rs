@@ -77,11 +77,19 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if args.methods {
         return table(&subject, output);
     }
-    let shared = Shared {
+    let mut shared = Shared {
         max_tokens: args.max_tokens,
         ..args.method.shared()?
     };
     shared.check()?;
+    if let Some(engine) = &subject.engine {
+        shared.adapter.read_words(engine)?;
+    } else if args.method.prompt_text.is_some() {
+        return Err(bad_input!(
+            "prompt-text: needs the tokenizer of a --model; with --arch give --prompt-length"
+        )
+        .into());
+    }
     let (program, cost) = subject.cost(&shared)?;
     let graph = &*program.graph;
     let frozen = subject.engine.as_ref().map(|e| e.model().bind(graph));

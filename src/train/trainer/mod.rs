@@ -171,8 +171,13 @@ impl<'e> Trainer<'e> {
     ///
     /// # Errors
     /// Settings that make no sense, data that lacks a role, no items.
-    pub fn new(engine: &'e Engine, shared: Shared, members: Vec<Member>) -> Result<Trainer<'e>> {
+    pub fn new(
+        engine: &'e Engine,
+        mut shared: Shared,
+        members: Vec<Member>,
+    ) -> Result<Trainer<'e>> {
         shared.check()?;
+        shared.adapter.read_words(engine)?;
         shared.adapter.check_model(&engine.model().config)?;
         if members.is_empty() {
             return Err(bad_input!("a run needs at least one member"));
@@ -392,7 +397,8 @@ fn check_lengths(m: &Member, shared: &Shared) -> Result<()> {
         .languages
         .iter()
         .flat_map(|l| l.train.texts.iter().flatten());
-    let longest = texts.map(Vec::len).max().unwrap_or(0);
+    let texts_of = texts.map(Vec::len).max().unwrap_or(0);
+    let longest = texts_of + shared.adapter.prompt.as_ref().map_or(0, |p| p.length);
     match shared.max_tokens {
         Some(limit) if longest > limit => Err(bad_input!(
             "max-tokens: found {limit}, but the longest text to train on has {longest} tokens; give \
