@@ -221,7 +221,7 @@ fn what_opendelta_has_and_we_have_not_is_named() {
     let a = "transformer.encoder.layer.1.attention.self.query.lora.lora_A";
     let dense = "transformer.encoder.layer.0.output.dense";
     let down = format!("{dense}.low_rank_adapter.down_proj.weight");
-    let prompt = "soft_prompt_layer.soft_embeds".to_string();
+    let prefix = "prefix_layer.embeds".to_string();
     let cases: [(String, Value, &str); 5] = [
         (
             down,
@@ -229,9 +229,9 @@ fn what_opendelta_has_and_we_have_not_is_named() {
             "down_proj.weight cannot be represented: beside LoRA",
         ),
         (
-            prompt,
+            prefix,
             json!([2, 32]),
-            "soft_embeds belongs to no BERT, XLM-R or M-CLIP",
+            "prefix_layer.embeds belongs to no BERT, XLM-R or M-CLIP",
         ),
         (
             a.into(),

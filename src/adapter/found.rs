@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::file::AdapterFile;
+use super::prompt::{PromptConfig, SOFT_EMBEDS};
 use super::{Adapter, LINEAR_LAYERS, LoraConfig, deltas, ends_with, initial};
 use crate::bad_input;
 use crate::error::Result;
@@ -117,10 +118,11 @@ impl Found {
                 }
                 Some(_) => return Err(bad("is a branch beside no linear layer of a block")),
                 None if is_saved(&own) => own,
+                None if dialect == Dialect::OpenDelta && own == SOFT_EMBEDS => own,
                 None => {
                     return Err(bad(
-                        "cannot be represented: beside LoRA and OpenDelta's adapters and \
-                         compacters, crosstune trains the blocks' output.LayerNorm and \
+                        "cannot be represented: beside LoRA and OpenDelta's adapters, \
+                         compacters and soft prompts, crosstune trains the blocks' output.LayerNorm and \
                          LinearTransformation alone",
                     ));
                 }
@@ -139,6 +141,12 @@ impl Found {
                 .is_some_and(|(m, _)| ends_with(m, module))
         };
         self.names.keys().any(is)
+    }
+
+    /// The soft prompt, if there is one: it has a vector a row.
+    pub fn prompt(&self, file: &Checkpoint) -> Option<PromptConfig> {
+        let view = file.get(self.names.get(SOFT_EMBEDS)?)?;
+        Some(PromptConfig::random(*view.shape.first()?))
     }
 
     /// Targets that name exactly the modules with a branch: PEFT's own list if it does, else layers'
@@ -257,7 +265,7 @@ fn own_name(inner: &str) -> Option<String> {
     }
     let encoder = |prefix: &str| {
         let rest = inner.strip_prefix(prefix)?;
-        let parts = ["encoder.", "embeddings.", "pooler."];
+        let parts = ["encoder.", "embeddings.", "pooler.", "soft_prompt_layer."];
         parts.iter().any(|p| rest.starts_with(p)).then_some(rest)
     };
     let rest = MODULE_PREFIXES.iter().find_map(|p| encoder(p))?;

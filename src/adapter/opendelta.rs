@@ -19,7 +19,7 @@ use crate::weights::checkpoint::Checkpoint;
 /// Reads a delta folder or a file of trained tensors for `model`.
 ///
 /// LoRA's alpha is `alpha`, else the folder's `lora_alpha`, else 16: OpenDelta's whatever the rank.
-/// Layer norms that it lacks are the model's.
+/// Layer norms that it lacks are the model's. A soft prompt is `soft_prompt_layer.soft_embeds`.
 ///
 /// # Errors
 /// [`Error::Read`] and [`Error::Input`], which names the tensor that is not the model's or can't be
@@ -39,6 +39,7 @@ pub fn import(path: &Path, alpha: Option<f32>, model: &TextModel) -> Result<Impo
         lora: lora(&found, &file, [alpha, dropout], model.config.layers)?,
         bottleneck: deltas::bottleneck(&found, &file, &settings)?,
         compacter: deltas::compacter(&found, &file, &settings, model.config.hidden)?,
+        prompt: found.prompt(&file),
         layer_norms: found.saved("output.LayerNorm"),
         head: found.saved("LinearTransformation"),
         ..Adapter::default()
