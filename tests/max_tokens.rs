@@ -109,7 +109,7 @@ impl Bench {
 }
 
 /// Items of each member, in one round.
-fn tiny_round(members: &[usize], items: &[usize], lr: f64) -> Round {
+fn tiny_round(adapter: &Adapter, members: &[usize], items: &[usize], lr: f64) -> Round {
     let c = tiny::config();
     let sizes = (c.vocab, c.embed_dim);
     let data: Vec<MemberData> = members
@@ -121,7 +121,7 @@ fn tiny_round(members: &[usize], items: &[usize], lr: f64) -> Round {
         })
         .collect();
     Round {
-        batch: tiny::pack(&data.iter().collect::<Vec<_>>(), c.position_offset()),
+        batch: tiny::pack(&data.iter().collect::<Vec<_>>(), adapter.layout(&c)),
         steps: members.iter().map(|g| step(*g, lr)).collect(),
     }
 }
@@ -132,10 +132,11 @@ fn gradients_are_those_of_the_whole_step() {
         ("everything", tiny::everything(3)),
         ("bottleneck", Adapter::bottleneck(7)),
         ("compacter", tiny::compacter(5, 7)),
+        ("prompt", Adapter::prompt(3)),
     ];
     for (name, adapter) in adapters {
         let bench = Bench::tiny(&adapter, &[1, 2, 3, 4]);
-        let round = |items: [usize; 4]| tiny_round(&[0, 1, 2, 3], &items, 0.0);
+        let round = |items: [usize; 4]| tiny_round(&adapter, &[0, 1, 2, 3], &items, 0.0);
         // The second round's first member has nothing, and its last fits.
         let rounds = [round([9, 11, 7, 5]), round([0, 7, 9, 2])];
         for max_tokens in [13, 40, 100] {
@@ -172,9 +173,8 @@ fn gradients_on_a_golden_model_are_those_of_the_whole_step() {
         (texts, b.image.clone())
     });
     let (texts, images): (Vec<_>, Vec<_>) = members.unzip();
-    let offset = model.config.position_offset() as u32;
     let round = Round {
-        batch: Batch::pack(&texts, offset, images.concat()),
+        batch: Batch::pack(&texts, adapter.layout(&model.config), images.concat()),
         steps: (0..KINDS.len()).map(|g| step(g, 0.0)).collect(),
     };
     let (config, head) = (model.config.clone(), model.head);
@@ -209,11 +209,11 @@ fn members_in_company_are_cut_as_alone() {
     let adapter = tiny::everything(3);
     let seeds = [1, 2, 3, 4];
     let company = Bench::tiny(&adapter, &seeds);
-    let rounds = [tiny_round(&[0, 1, 2, 3], &items, 1e-3)];
+    let rounds = [tiny_round(&adapter, &[0, 1, 2, 3], &items, 1e-3)];
     for max_tokens in [13, 40, 120] {
         let (measured, together, _) = company.step(&rounds, Some(max_tokens));
         for g in 0..4 {
-            let own = [tiny_round(&[g], &items[g..=g], 1e-3)];
+            let own = [tiny_round(&adapter, &[g], &items[g..=g], 1e-3)];
             let bench = Bench::tiny(&adapter, &seeds[g..=g]);
             let (alone, state, _) = bench.step(&own, Some(max_tokens));
             assert!(bits(&state, 0) == bits(&together, g), "{max_tokens}: {g}");
@@ -236,9 +236,10 @@ fn members_in_company_are_cut_as_alone() {
 /// 4,096 captions against 4,096 images.
 #[test]
 fn a_large_batch_takes_the_memory_of_a_small_one() {
-    let bench = Bench::tiny(&Adapter::lora(2), &[1]);
+    let adapter = Adapter::lora(2);
+    let bench = Bench::tiny(&adapter, &[1]);
     let arena = |items: usize, max_tokens| {
-        let round = tiny_round(&[3], &[items], 1e-3);
+        let round = tiny_round(&adapter, &[3], &[items], 1e-3);
         let tokens = round.batch.tokens();
         let (measured, _, bytes) = bench.step(&[round], max_tokens);
         assert!(measured.norms[0].is_finite() && measured.norms[0] > 0.0);

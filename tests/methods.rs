@@ -161,11 +161,12 @@ fn plan_needs_no_weights() {
 #[test]
 fn the_head_may_have_a_learning_rate_of_its_own() {
     let c = tiny::config();
-    let program = TrainProgram::new(&c, true, &tiny::everything(2), DropoutRates::NONE);
+    let adapter = tiny::everything(2);
+    let program = TrainProgram::new(&c, true, &adapter, DropoutRates::NONE);
     let frozen = tiny::frozen(&program.graph);
     let before = tiny::state(&program.graph, &[1, 2]);
     let data = [1, 2].map(|g| MemberData::new(g, (5, true), 7, (c.vocab, c.embed_dim)));
-    let batch = tiny::pack(&[&data[0], &data[1]], c.position_offset());
+    let batch = tiny::pack(&[&data[0], &data[1]], adapter.layout(&c));
     let step = |lr: f64, head_lr: Option<f64>| MemberStep {
         adam: Adam {
             lr,

@@ -196,7 +196,8 @@ fn spec(point: Point, engine: &Engine, languages: &Languages) -> Result<Spec> {
     for language in &point.languages {
         items = items.max(languages.get(language)?.train.len());
     }
-    let shared = point.args.method.shared()?;
+    let mut shared = point.args.method.shared()?;
+    shared.adapter.read_words(engine)?;
     shared.adapter.check_model(&engine.model().config)?;
     if let Some(file) = &point.args.recipe.init {
         AdapterFile::load(file)?.check_model(engine.model())?;

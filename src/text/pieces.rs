@@ -196,7 +196,10 @@ mod tests {
         let whole = b.piece(&vec![0..3, 3..5]);
         assert_eq!((&whole.ids, &whole.token_seq), (&b.ids, &b.token_seq));
         assert_eq!(whole.cu_seqlens, b.cu_seqlens);
-        let prompted = Batch { prompt: 2, ..b.clone() };
+        let prompted = Batch {
+            prompt: 2,
+            ..b.clone()
+        };
         assert_eq!(prompted.piece(&vec![1..3, 4..5]).prompt, 2);
         let bare = b.without_tokens();
         assert_eq!((bare.tokens(), bare.seqs(), bare.items()), (0, 5, 5));

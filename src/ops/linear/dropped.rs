@@ -64,7 +64,7 @@ pub(super) fn reference<F: Real>(
     for t in 0..mem.batch.tokens() {
         let key = token_key(mem.batch, mem.steps, drop.site, t);
         for i in 0..k {
-            x[t * k + i] = x[t * k + i] * F::of(drop.factor(&key, i).into());
+            x[t * k + i] *= F::of(drop.factor(&key, i).into());
         }
     }
     x
