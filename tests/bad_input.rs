@@ -385,9 +385,9 @@ const ROWS: &[Row] = &[
     Row {
         name: "an unknown method",
         spoil: NOTHING,
-        args: &["--method=prompt"],
+        args: &["--method=prefix"],
         says: &[
-            "invalid value 'prompt' for '--method <METHOD>'",
+            "invalid value 'prefix' for '--method <METHOD>'",
             "possible values: lora",
         ],
     },

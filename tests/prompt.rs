@@ -161,7 +161,10 @@ fn mistakes_are_named() {
             "prompt-length: the tokens of --prompt-text say it; drop one of the two",
         ),
         (&["--prompt-text= "], "prompt-text: \" \" holds no words"),
-        (&["--rank=2"], "rank: goes with --method lora alone"),
+        (
+            &["--rank=2"],
+            "rank: goes with --method lora or cross alone",
+        ),
         (
             &["--method=head", WORDS],
             "prompt-text: goes with --method prompt alone",
