@@ -203,6 +203,7 @@ fn spec(point: Point, engine: &Engine, languages: &Languages) -> Result<Spec> {
         AdapterFile::load(file)?.check_model(engine.model())?;
     }
     let config = point.args.member(|batch| items.div_ceil(batch))?;
+    config.check_with(&shared)?;
     Ok(Spec {
         name: grid::name(&point.languages, &config, &point.more),
         row: point.row,

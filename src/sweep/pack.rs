@@ -179,11 +179,12 @@ fn largest_pass(spec: &Spec, language: &str, languages: &Languages) -> Result<Lo
         Some(spec.config.strategy.anchor()),
         spec.config.strategy.partner(),
     ];
+    let slots = spec.shared.adapter.prompt.as_ref().map_or(0, |p| p.length);
     let mut texts = 0;
     for role in roles.into_iter().flatten() {
         texts += 1;
         for (sum, ids) in tokens.iter_mut().zip(train.text(role)?) {
-            *sum += ids.len();
+            *sum += ids.len() + slots;
         }
     }
     tokens.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
