@@ -20,33 +20,29 @@ pub struct AdapterArgs {
 
 /// The adapters of a command.
 pub struct Adapters {
-    /// Their files, in the order given.
-    files: Vec<(PathBuf, AdapterFile)>,
+    /// A slot each, in the order given; none is the model as it is.
+    slots: Vec<Option<(PathBuf, AdapterFile)>>,
     /// Languages with their slots.
     by_language: Vec<(String, usize)>,
     /// The slot of all other languages, if there is one.
     others: Option<usize>,
 }
 
-/// The slot of the model as it is; that of file i is i + 1.
-const BARE: usize = 0;
-
 impl AdapterArgs {
     /// Reads the files.
     pub fn load(&self) -> Result<Adapters> {
         let mut all = Adapters {
-            files: vec![],
+            slots: vec![],
             by_language: vec![],
             others: None,
         };
         for given in &self.adapter {
             let (language, file) = by_language(given);
             let slot = match language.is_some() && file.as_os_str() == "none" {
-                true => BARE,
+                true => all.push(None),
                 false => {
                     let loaded = AdapterFile::load(&file)?;
-                    all.files.push((file, loaded));
-                    all.files.len()
+                    all.push(Some((file, loaded)))
                 }
             };
             let again = match language {
@@ -62,8 +58,8 @@ impl AdapterArgs {
                 return Err(bad_input!("adapter: `{which}` is the second for its language").into());
             }
         }
-        if all.by_language.is_empty() {
-            all.others.get_or_insert(BARE);
+        if self.adapter.is_empty() {
+            all.others = Some(all.push(None));
         }
         Ok(all)
     }
@@ -81,6 +77,11 @@ fn by_language(given: &Path) -> (Option<String>, PathBuf) {
 }
 
 impl Adapters {
+    fn push(&mut self, slot: Option<(PathBuf, AdapterFile)>) -> usize {
+        self.slots.push(slot);
+        self.slots.len() - 1
+    }
+
     fn find(&self, language: &str) -> Option<usize> {
         let same = |l: &str| spellings(language).iter().any(|s| s == l);
         let own = self.by_language.iter().find(|(l, _)| same(l));
@@ -92,9 +93,9 @@ impl Adapters {
         !self.by_language.is_empty()
     }
 
-    /// The slot of texts whose language is not told.
+    /// The slot of texts whose language is not told: there is one if no language has its own.
     pub fn slot_of_all(&self) -> usize {
-        self.others.unwrap_or(BARE)
+        self.others.unwrap_or_default()
     }
 
     /// The slot of a language's texts.
@@ -113,13 +114,13 @@ impl Adapters {
 
     /// The file of a slot; none for the bare model.
     pub fn file(&self, slot: usize) -> Option<&Path> {
-        slot.checked_sub(1).map(|i| self.files[i].0.as_path())
+        self.slots[slot].as_ref().map(|(path, _)| path.as_path())
     }
 
     /// All slots, bound to memory.
     pub fn bind(&self, engine: &Engine) -> Result<AdapterSet> {
-        let files = self.files.iter().map(|(_, file)| Some(file));
-        let slots: Vec<_> = std::iter::once(None).chain(files).collect();
+        let slots = self.slots.iter();
+        let slots: Vec<_> = slots.map(|s| s.as_ref().map(|(_, file)| file)).collect();
         Ok(AdapterSet::new(engine, &slots)?)
     }
 }
