@@ -225,3 +225,27 @@ fn toml_of(text: &str) -> Value {
     let table: toml::Table = toml::from_str(text).expect("TOML");
     serde_json::to_value(table).expect("JSON")
 }
+
+#[test]
+fn options_without_use_are_refused() {
+    let w = World::new();
+    let cases: [(&[&str], &str); 3] = [
+        (
+            &["plan", "--model=model", "--method=full", "--train-head"],
+            "train-head: goes with --method lora or adapter or",
+        ),
+        (
+            &["plan", "--model=model", "--methods", "--rank=1"],
+            "cannot be used with",
+        ),
+        (
+            &["plan", "--model=model", "--methods", "--values"],
+            "cannot be used with",
+        ),
+    ];
+    for (args, says) in cases {
+        let ran = w.run(args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{args:?}: {}", ran.stderr);
+    }
+}

@@ -150,7 +150,7 @@ impl MethodArgs {
             },
             Method::Full => Adapter::full(),
         };
-        adapter.head |= self.train_head.unwrap_or(false) && !adapter.full;
+        adapter.head |= self.train_head.unwrap_or(false);
         let shared = Shared {
             adapter,
             hidden_dropout: self.hidden_dropout.or(self.dropout),
@@ -188,6 +188,8 @@ impl MethodArgs {
                 let d = d.unwrap_or_default();
                 self.rank.get_or_insert(d.rank);
                 self.alpha.get_or_insert(d.alpha);
+                self.rslora.get_or_insert(d.rslora);
+                self.lora_dropout.get_or_insert(d.dropout);
                 self.targets.get_or_insert(d.targets);
             }
             Method::Adapter => {
@@ -253,6 +255,18 @@ impl MethodArgs {
             ("phm-dim", self.phm_dim.is_some(), compacter),
             ("prompt-length", self.prompt_length.is_some(), prompt),
             ("prompt-text", self.prompt_text.is_some(), prompt),
+            (
+                "train-head",
+                self.train_head.is_some(),
+                &[
+                    Method::Lora,
+                    Method::Adapter,
+                    Method::Compacter,
+                    Method::Prompt,
+                    Method::Bitfit,
+                    Method::Layernorm,
+                ],
+            ),
             (
                 "freeze-layer-norms",
                 self.freeze_layer_norms.is_some(),

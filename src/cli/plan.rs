@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     /// Print a table of all methods, each at its defaults.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["nodes", "values", "MethodArgs"])]
     methods: bool,
     /// Print the nodes in order.
     #[arg(long)]
