@@ -49,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_backward_weight_f32
     __shared__ __align__(16) __half shared[STAGES][2][PART];
     const MemberParams& member = step->members()[blockIdx.z];
     int start = member.rows[rows][0], end = member.rows[rows][1];
+    if (start == end) return;
     int c0 = blockIdx.x * TILE, o0 = blockIdx.y * TILE;
     int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
     int o_warp = warp % 2 * 32, c_warp = warp / 2 * 32;

@@ -166,13 +166,23 @@ impl StepBuffer {
     /// Copies a step in.
     ///
     /// # Errors
-    /// If the step is larger than the bucket or a text longer than the longest, or the copy fails.
+    /// If the step is larger than the bucket, a text longer than the longest, or the copy fails; if
+    /// texts hold a soft prompt, which no kernel knows yet.
     pub fn upload(&self, driver: &dyn Driver, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
         driver.copy_in(self.ptr, &self.pack(batch, steps)?)
     }
 
     /// Whether a step fits.
     fn check(&self, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
+        if batch.prompt != 0 {
+            return Err(DriverError::Failed {
+                call: "step".into(),
+                reason: format!(
+                    "no kernel knows the {} slots of a soft prompt",
+                    batch.prompt
+                ),
+            });
+        }
         let n_rows = [batch.tokens(), batch.seqs(), batch.items()];
         let (b, longest) = (&self.bucket, batch.longest());
         let room = [b.tokens, b.seqs, b.items];

@@ -18,8 +18,8 @@ use crate::mse::Mse;
 use crate::pool::Pool;
 use crate::rig::*;
 
-/// Asserts that no launch of a case moves more than `sectors` times what its bytes fill, nor has
-/// more than `conflicts` bank conflicts a shared request.
+/// Asserts that no kernel of a case, its launches together, moves more than `sectors` times what its
+/// bytes fill, nor has more than `conflicts` bank conflicts a shared request.
 fn frugal(case: &dyn Case, members: &[Member], (sectors, conflicts): (f64, f64)) {
     for (kernel, c) in counted(case, members) {
         let t = c.total;

@@ -62,6 +62,12 @@ impl Layout {
             let ld = t.cols.next_multiple_of(8);
             let own_half = t.half_rows.map_or(0, |rows| rows * ld);
             let own = t.rows * t.cols;
+            // What the kernel indexes by int, and a copy's rows within its own place.
+            assert!(
+                i32::try_from(own.max(own_half)).is_ok(),
+                "{t:?} is too large"
+            );
+            assert!(t.half_rows.is_none_or(|rows| rows >= t.rows), "{t:?}");
             tensors.push(TensorParams {
                 at: len as i64,
                 half_at: t.half_rows.map_or(-1, |_| half_len as i64),

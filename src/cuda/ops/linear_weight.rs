@@ -34,8 +34,14 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     let (c, oc) = (op.inp.cols, op.dout.cols);
     check.rows("inp", &op.inp, (rows, c), op.inp.ld)?;
     check.rows("dout", &op.dout, (rows, oc), op.dout.ld)?;
+    // Both before the first launch: gradients add up, and a call that fails must add nothing.
     if let Some(dweight) = &op.dweight {
         check.f32("dweight", dweight, (members, oc, c))?;
+    }
+    if let Some(dbias) = &op.dbias {
+        check.f32("dbias", dbias, (members, 1, oc))?;
+    }
+    if let Some(dweight) = &op.dweight {
         let launch = Launch {
             file: "linear_weight",
             kernel: "linear_backward_weight_f32",
@@ -58,7 +64,6 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     let Some(dbias) = &op.dbias else {
         return Ok(());
     };
-    check.f32("dbias", dbias, (members, 1, oc))?;
     let launch = Launch {
         file: "linear_weight",
         kernel: "linear_backward_bias_f32",
