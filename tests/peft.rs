@@ -293,7 +293,7 @@ fn what_peft_has_and_we_have_not_is_named() {
         (
             &a,
             a.replace("lora_A.weight", "lora_magnitude_vector"),
-            "crosstune trains the blocks' output.LayerNorm and LinearTransformation alone",
+            "crosstune reads the blocks' output.LayerNorm and LinearTransformation alone",
         ),
         (
             &a,

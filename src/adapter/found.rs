@@ -121,8 +121,8 @@ impl Found {
                 None if dialect == Dialect::OpenDelta && own == SOFT_EMBEDS => own,
                 None => {
                     return Err(bad(
-                        "cannot be represented: beside LoRA and OpenDelta's adapters, \
-                         compacters and soft prompts, crosstune trains the blocks' output.LayerNorm and \
+                        "cannot be represented: beside LoRA and OpenDelta's adapters, compacters and \
+                         soft prompts, crosstune reads the blocks' output.LayerNorm and \
                          LinearTransformation alone",
                     ));
                 }
