@@ -296,7 +296,7 @@ pub(crate) fn column_sums(sums: &mut [f32], data: &[f32], width: usize, rows: Ra
         });
 }
 
-/// `v = scale dout_p B`, `dA += v^T drop(inp)`, `dB += scale dout_p^T u`, for one part.
+/// `v = scale dout_p B`, `dA += v^T drop(inp)`, `dB += scale dout_p^T u`, for each part with a branch.
 #[derive(Clone, Debug)]
 pub struct LoraGrad {
     /// (rows, K)
@@ -305,118 +305,154 @@ pub struct LoraGrad {
     pub rows: Rows,
     /// The layers of the forward.
     pub parts: Vec<Part>,
-    /// The one this is for.
-    pub part: usize,
-    /// Its branch.
-    pub lora: Lora,
     /// (rows, sum of OC)
     pub dout: ValueId,
+    /// One a part; present where the part has a branch.
+    pub branches: Vec<Option<BranchGrad>>,
+}
+
+/// What [`LoraGrad`] gives for a branch.
+#[derive(Clone, Copy, Debug)]
+pub struct BranchGrad {
     /// (rows, R) `=`, for [`InputGrad`].
     pub v: ValueId,
-    /// (G, R, K) and (G, OC, R) `+=`
-    pub grads: (Option<ValueId>, Option<ValueId>),
+    /// (G, R, K) `+=`
+    pub dlora_a: Option<ValueId>,
+    /// (G, OC, R) `+=`
+    pub dlora_b: Option<ValueId>,
+}
+
+impl LoraGrad {
+    /// The branches: where their parts' columns lie, what they are, what they give.
+    fn each(&self, graph: &Graph) -> Vec<(Columns, Lora, BranchGrad)> {
+        columns(graph, &self.parts)
+            .into_iter()
+            .zip(self.parts.iter().zip(&self.branches))
+            .filter_map(|(at, (p, grad))| Some((at, p.lora?, (*grad)?)))
+            .collect()
+    }
 }
 
 impl Node for LoraGrad {
     fn reads(&self) -> Vec<ValueId> {
-        vec![self.inp, self.dout, self.lora.u, self.lora.lora_b]
+        let loras = self.parts.iter().filter_map(|p| p.lora);
+        let mut ids = vec![self.inp, self.dout];
+        ids.extend(loras.flat_map(|l| [l.u, l.lora_b]));
+        ids
     }
 
     fn writes(&self) -> Vec<ValueId> {
-        vec![self.v]
+        self.branches.iter().flatten().map(|b| b.v).collect()
     }
 
     fn flops(&self, graph: &Graph, bucket: &Bucket) -> f64 {
-        let (rows, rank) = (graph.rows(self.v, bucket), graph.channels(self.v));
-        let (k, len) = (
-            graph.channels(self.inp),
-            columns(graph, &self.parts)[self.part].len,
-        );
-        let v = product_flops(rows, rank, len);
-        let da = self.grads.0.map_or(0.0, |_| product_flops(rows, rank, k));
-        let db = self.grads.1.map_or(0.0, |_| product_flops(rows, rank, len));
-        v + da + db
+        let (rows, k) = (graph.rows(self.dout, bucket), graph.channels(self.inp));
+        let branch = |(at, _, grad): &(Columns, Lora, BranchGrad)| {
+            let rank = graph.channels(grad.v);
+            let v = product_flops(rows, rank, at.len);
+            let da = grad.dlora_a.map_or(0.0, |_| product_flops(rows, rank, k));
+            let db = grad.dlora_b.map_or(0.0, |_| v);
+            v + da + db
+        };
+        self.each(graph).iter().map(branch).sum()
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
-        let (x, k) = (mem.get(self.inp), mem.channels(self.inp));
-        let (dout, width) = (mem.get(self.dout), mem.channels(self.dout));
-        let (u, b) = (mem.get(self.lora.u), mem.get(self.lora.lora_b));
-        let r = mem.channels(self.lora.lora_b);
-        let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
-        let (rows, members) = (mem.batch.rows(self.rows), mem.batch.members.len());
-        let x = dropped::reference(mem, &x, k, self.lora.dropout);
-        let scale = F::of(self.lora.scale.into());
-        let mut v = vec![F::zero(); rows * r];
-        let (mut da, mut db) = (
-            vec![F::zero(); members * r * k],
-            vec![F::zero(); members * len * r],
-        );
-        for t in 0..rows {
-            let g = mem.batch.member_of(self.rows, t);
-            for i in 0..r {
-                for o in 0..len {
-                    let d = dout[t * width + start + o] * scale;
-                    v[t * r + i] += d * b[(g * len + o) * r + i];
-                    db[(g * len + o) * r + i] += d * u[t * r + i];
-                }
-                for j in 0..k {
-                    da[(g * r + i) * k + j] += v[t * r + i] * x[t * k + j];
-                }
-            }
-        }
-        mem.set(self.v, v);
-        if let Some(id) = self.grads.0 {
-            mem.accumulate(id, &da);
-        }
-        if let Some(id) = self.grads.1 {
-            mem.accumulate(id, &db);
+        for (at, lora, grad) in self.each(mem.graph) {
+            branch_reference(self, mem, &at, &lora, &grad);
         }
     }
 
     fn cpu(&self, mem: &mut CpuMem<'_>) {
-        let (k, width) = (mem.channels(self.inp), mem.channels(self.dout));
-        let (batch, steps) = (mem.batch, mem.steps);
-        let rank = mem.channels(self.lora.lora_b);
-        let Columns { start, len } = columns(mem.graph, &self.parts).swap_remove(self.part);
-        let reads = [
-            Some(self.inp),
-            Some(self.dout),
-            Some(self.lora.u),
-            Some(self.lora.lora_b),
-        ];
-        let (r, mut w) = mem.bind(&reads, &[Some(self.v), self.grads.0, self.grads.1]);
-        let (inp, dout, u) = (r[0], r[1], r[2]);
-        let [v, da, db] = &mut w[..] else { return };
-        let mut sums = vec![0f32; if db.is_empty() { 0 } else { rank * len }];
-        for (rows, g) in row_groups(batch, self.rows, true) {
-            if rows.is_empty() {
-                continue;
+        for (at, lora, grad) in self.each(mem.graph) {
+            branch_cpu(self, mem, &at, &lora, &grad);
+        }
+    }
+}
+
+fn branch_reference<F: Real>(
+    op: &LoraGrad,
+    mem: &mut RefMem<'_, F>,
+    &Columns { start, len }: &Columns,
+    lora: &Lora,
+    grad: &BranchGrad,
+) {
+    let (x, k) = (mem.get(op.inp), mem.channels(op.inp));
+    let (dout, width) = (mem.get(op.dout), mem.channels(op.dout));
+    let (u, b) = (mem.get(lora.u), mem.get(lora.lora_b));
+    let r = mem.channels(lora.lora_b);
+    let (rows, members) = (mem.batch.rows(op.rows), mem.batch.members.len());
+    let x = dropped::reference(mem, &x, k, lora.dropout);
+    let scale = F::of(lora.scale.into());
+    let mut v = vec![F::zero(); rows * r];
+    let (mut da, mut db) = (
+        vec![F::zero(); members * r * k],
+        vec![F::zero(); members * len * r],
+    );
+    for t in 0..rows {
+        let g = mem.batch.member_of(op.rows, t);
+        for i in 0..r {
+            for o in 0..len {
+                let d = dout[t * width + start + o] * scale;
+                v[t * r + i] += d * b[(g * len + o) * r + i];
+                db[(g * len + o) * r + i] += d * u[t * r + i];
             }
-            let table = Mat::rows(&r[3][g * len * rank..], rank);
-            project(
-                &mut v[rows.start * rank..],
-                (&dout[rows.start * width + start..], width),
-                table,
-                (rows.len(), rank, len),
-                self.lora.scale,
-            );
-            if !da.is_empty() {
-                let dest = &mut da[g * rank * k..][..rank * k];
-                let drop = self.lora.dropout;
-                dropped::chunks((inp, k), rows.clone(), (batch, steps), drop, |rows, x| {
-                    let x = Mat::rows(x, k);
-                    row_sums(dest, (v, rank), x, (rows, k), Start::Accumulate);
-                });
+            for j in 0..k {
+                da[(g * r + i) * k + j] += v[t * r + i] * x[t * k + j];
             }
-            if !db.is_empty() {
-                let x = Mat::rows(&dout[rows.start * width + start..], width);
-                row_sums(&mut sums, (u, rank), x, (rows, len), Start::Zero);
-                let dest = &mut db[g * rank * len..][..rank * len];
-                for (i, line) in sums.chunks_exact(len).enumerate() {
-                    for (d, s) in dest[i..].iter_mut().step_by(rank).zip(line) {
-                        *d += self.lora.scale * s;
-                    }
+        }
+    }
+    mem.set(grad.v, v);
+    if let Some(id) = grad.dlora_a {
+        mem.accumulate(id, &da);
+    }
+    if let Some(id) = grad.dlora_b {
+        mem.accumulate(id, &db);
+    }
+}
+
+fn branch_cpu(
+    op: &LoraGrad,
+    mem: &mut CpuMem<'_>,
+    &Columns { start, len }: &Columns,
+    lora: &Lora,
+    grad: &BranchGrad,
+) {
+    let (k, width) = (mem.channels(op.inp), mem.channels(op.dout));
+    let (batch, steps) = (mem.batch, mem.steps);
+    let rank = mem.channels(lora.lora_b);
+    let reads = [op.inp, op.dout, lora.u, lora.lora_b].map(Some);
+    let (r, mut w) = mem.bind(&reads, &[Some(grad.v), grad.dlora_a, grad.dlora_b]);
+    let (inp, dout, u) = (r[0], r[1], r[2]);
+    let [v, da, db] = &mut w[..] else { return };
+    let mut sums = vec![0f32; if db.is_empty() { 0 } else { rank * len }];
+    for (rows, g) in row_groups(batch, op.rows, true) {
+        if rows.is_empty() {
+            continue;
+        }
+        let table = Mat::rows(&r[3][g * len * rank..], rank);
+        project(
+            &mut v[rows.start * rank..],
+            (&dout[rows.start * width + start..], width),
+            table,
+            (rows.len(), rank, len),
+            lora.scale,
+        );
+        if !da.is_empty() {
+            let dest = &mut da[g * rank * k..][..rank * k];
+            let drop = lora.dropout;
+            dropped::chunks((inp, k), rows.clone(), (batch, steps), drop, |rows, x| {
+                let x = Mat::rows(x, k);
+                row_sums(dest, (v, rank), x, (rows, k), Start::Accumulate);
+            });
+        }
+        if !db.is_empty() {
+            let x = Mat::rows(&dout[rows.start * width + start..], width);
+            row_sums(&mut sums, (u, rank), x, (rows, len), Start::Zero);
+            let dest = &mut db[g * rank * len..][..rank * len];
+            for (i, line) in sums.chunks_exact(len).enumerate() {
+                for (d, s) in dest[i..].iter_mut().step_by(rank).zip(line) {
+                    *d += lora.scale * s;
                 }
             }
         }

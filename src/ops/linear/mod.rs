@@ -18,7 +18,7 @@ use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
 use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::text::pack::{Batch, Rows};
-use grad::{InputGrad, LoraGrad, WeightGrad};
+use grad::{BranchGrad, InputGrad, LoraGrad, WeightGrad};
 
 /// A low-rank branch beside a linear layer.
 #[derive(Clone, Copy, Debug)]
@@ -206,24 +206,27 @@ impl Node for Linear {
                 None => return,
             },
         };
-        let mut branches = Vec::new();
+        let mut branch = |lora: &Lora| BranchGrad {
+            v: bw.like(lora.u),
+            dlora_a: bw.param_grad(lora.lora_a),
+            dlora_b: bw.param_grad(lora.lora_b),
+        };
+        let branches: Vec<Option<BranchGrad>> = self
+            .parts
+            .iter()
+            .map(|p| p.lora.as_ref().map(&mut branch))
+            .collect();
+        if branches.iter().any(Option::is_some) {
+            let (inp, rows, parts) = (self.inp, self.rows, self.parts.clone());
+            bw.push(LoraGrad {
+                inp,
+                rows,
+                parts,
+                dout,
+                branches: branches.clone(),
+            });
+        }
         for (i, p) in self.parts.iter().enumerate() {
-            branches.push(p.lora.map(|lora| {
-                let v = bw.like(lora.u);
-                let grads = (bw.param_grad(lora.lora_a), bw.param_grad(lora.lora_b));
-                let (inp, rows, parts) = (self.inp, self.rows, self.parts.clone());
-                bw.push(LoraGrad {
-                    inp,
-                    rows,
-                    parts,
-                    part: i,
-                    lora,
-                    dout,
-                    v,
-                    grads,
-                });
-                v
-            }));
             let (dweight, dbias) = (
                 bw.param_grad(p.weight),
                 p.bias.and_then(|b| bw.param_grad(b)),
@@ -245,6 +248,7 @@ impl Node for Linear {
             let resid = bw.grad_of(self.inp);
             let dinp = bw.like(self.inp);
             let (rows, parts) = (self.rows, self.parts.clone());
+            let branches = branches.iter().map(|b| b.map(|b| b.v)).collect();
             bw.push(InputGrad {
                 dout,
                 rows,
