@@ -36,6 +36,8 @@ mod pool;
 mod resources;
 #[path = "kernels/rig.rs"]
 mod rig;
+#[path = "kernels/world.rs"]
+mod world;
 
 /// Limits of an output against the reference in f64, member by member.
 pub struct Limit {

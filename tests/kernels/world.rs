@@ -1,0 +1,133 @@
+//! Steps of several members, and their numbers.
+
+use crosstune::exec::{Adam, LossWeights, MemberStep};
+use crosstune::graph::Bucket;
+use crosstune::ops::philox::Stream;
+use crosstune::text::pack::{Batch, Layout, MemberTexts, Rows, Text};
+use half::f16;
+
+/// A member of a step: items, whether they have partners, the longest text, and its seed, which
+/// names all its numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Member(pub usize, pub bool, pub usize, pub u64);
+
+pub const ONE: &[Member] = &[Member(1, false, 1, 1)];
+pub const ALONE: &[Member] = &[Member(3, true, 9, 2)];
+/// The second has no texts, the third more rows than a chunk and a tile.
+pub const SEVERAL: &[Member] = &[
+    Member(2, true, 5, 3),
+    Member(0, false, 1, 4),
+    Member(5, true, 31, 5),
+    Member(7, false, 3, 6),
+];
+/// About 200 tokens.
+pub const REAL: &[Member] = &[Member(5, true, 40, 7)];
+
+/// Rows of the word table.
+pub const WORDS: usize = 23;
+
+/// A bucket and the longest text in it.
+pub type Room = (Bucket, usize);
+
+/// A step.
+pub struct World {
+    pub batch: Batch,
+    pub steps: Vec<MemberStep>,
+    pub seeds: Vec<u64>,
+}
+
+impl World {
+    pub fn new(members: &[Member]) -> World {
+        let ids: Vec<u32> = (0..1024).map(|i| i * 37 % WORDS as u32).collect();
+        let text = |m: &Member, role: u8, item: usize| {
+            let at = m.3 as usize * 31 + item * 17 + role as usize * 5;
+            let len = 1 + (at + m.2 - 1) % m.2;
+            Text {
+                ids: &ids[at % 29..][..len],
+                role,
+                item: item as u32,
+            }
+        };
+        let texts: Vec<MemberTexts<'_>> = members
+            .iter()
+            .map(|m| MemberTexts {
+                anchors: (0..m.0).map(|i| text(m, 0, i)).collect(),
+                partners: (0..if m.1 { m.0 } else { 0 })
+                    .map(|i| text(m, 1, i))
+                    .collect(),
+            })
+            .collect();
+        let layout = Layout {
+            position_offset: 2,
+            prompt: 0,
+        };
+        let step = |m: &Member| MemberStep {
+            seed: 0x1234_5678_9abc * m.3,
+            step: 7 + m.3 as u32,
+            weights: LossWeights {
+                image_anchor: 1.0 + m.3 as f32 / 8.0,
+                // The fourth has no use for it.
+                mse: if m.3 == 4 { 0.0 } else { 0.75 },
+                partner_anchor: 0.5,
+                // The fifth has no use for it: it is not computed.
+                image_partner: if m.3 == 5 { 0.0 } else { 0.25 },
+                stop_partner: m.3 % 4 == 1,
+            },
+            loss_scale: [1.0, 64.0, 1024.0][m.3 as usize % 3],
+            active: m.3 != 6,
+            adam: Adam {
+                lr: 1e-3 * m.3 as f64,
+                weight_decay: if m.3 % 2 == 1 { 0.01 } else { 0.0 },
+                clip_norm: if m.3 == 3 { 0.5 } else { f64::INFINITY },
+                ..Adam::default()
+            },
+        };
+        let mut batch = Batch::pack(&texts, layout, vec![]);
+        batch.types = batch.places.iter().map(|p| p / 3 % 2).collect();
+        World {
+            batch,
+            steps: members.iter().map(step).collect(),
+            seeds: members.iter().map(|m| m.3).collect(),
+        }
+    }
+
+    /// f16 numbers of all rows, drawn member by member.
+    pub fn rows(&self, name: &str, rows: Rows, c: usize, std: f32) -> Vec<f32> {
+        let own = |g: usize| {
+            let n = self.batch.member_rows(rows, g).len();
+            Stream::named(self.seeds[g], name).normal(n * c, std)
+        };
+        round((0..self.seeds.len()).flat_map(own).collect())
+    }
+
+    /// f16 numbers of a parameter: one frozen copy, or one for each member.
+    pub fn param(
+        &self,
+        name: &str,
+        per_member: bool,
+        len: usize,
+        (mean, std): (f32, f32),
+    ) -> Vec<f32> {
+        let seeds = if per_member { &self.seeds[..] } else { &[0] };
+        let own = |seed: &u64| Stream::named(*seed, name).normal(len, std);
+        let shifted = seeds.iter().flat_map(own).map(|x| x + mean).collect();
+        round(shifted)
+    }
+
+    /// The smallest room that holds it.
+    pub fn room(&self) -> Room {
+        (self.batch.bucket(), self.batch.longest())
+    }
+
+    pub fn count(&self, rows: Rows) -> usize {
+        self.batch.rows(rows)
+    }
+}
+
+pub fn doubles(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+pub fn round(x: Vec<f32>) -> Vec<f32> {
+    x.into_iter().map(|x| f16::from_f32(x).to_f32()).collect()
+}
