@@ -116,33 +116,14 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
 /// # Errors
 /// If a tensor is not as its field says, or a launch fails.
 pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
-    let check = Check("layer_norm_backward");
-    let (rows, c, ld) = (cx.step.rows(Rows::Tokens), op.z.cols, op.z.ld);
-    let tensors = [
-        ("dz", Some(op.dz)),
-        ("dinp", op.dinp),
-        ("dout", Some(op.dout)),
-    ];
-    for (name, t) in tensors.iter().filter_map(|(name, t)| Some((name, (*t)?))) {
-        check.rows(name, &t, (rows, c), ld)?;
-    }
-    check.rows("z", &op.z, (rows, c), ld)?;
-    check.f32("stats", &op.stats, (0, rows, 2))?;
-    width(check, c)?;
-    param(check, cx, "weight", &op.weight, c)?;
-    let trainable = op.dweight.is_some() || op.dbias.is_some();
-    check.that(trainable == op.partials.is_some(), || {
-        format!(
-            "partials are {:?}, gradients wanted: {trainable}",
-            op.partials
-        )
-    })?;
+    check_backward(cx, op)?;
+    let (c, ld) = (op.z.cols, op.z.ld);
     let [threshold, scale, site] = dropout(op.dropout);
     let launch = Launch {
         file: "layer_norm",
-        kernel: match trainable {
-            true => "layer_norm_backward_f16",
-            false => "layer_norm_backward_frozen_f16",
+        kernel: match op.partials {
+            Some(_) => "layer_norm_backward_f16",
+            None => "layer_norm_backward_frozen_f16",
         },
         grid: [cx.step.max_chunks(), 1, 1],
         block: [256, 1, 1],
@@ -164,18 +145,43 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         scale,
         site,
     ]);
-    match op.partials {
-        Some(partials) => {
-            let members = cx.step.bucket().members;
-            check.f32("partials", &partials, (0, cx.step.max_chunks(), 2 * c))?;
-            for (name, grad) in [("dweight", op.dweight), ("dbias", op.dbias)] {
-                grad.map_or(Ok(()), |t| check.f32(name, &t, (members, 1, c)))?;
-            }
-            launch.run(cx, &args)?;
-            sum_partials(cx, op, partials, c)
-        }
-        None => launch.run(cx, &args),
+    launch.run(cx, &args)?;
+    op.partials
+        .map_or(Ok(()), |partials| sum_partials(cx, op, partials, c))
+}
+
+/// All that [`backward`] checks before it launches.
+pub(super) fn check_backward(cx: Context<'_>, op: &Backward) -> Result<()> {
+    let check = Check("layer_norm_backward");
+    let (rows, c, ld) = (cx.step.rows(Rows::Tokens), op.z.cols, op.z.ld);
+    let tensors = [
+        ("dz", Some(op.dz)),
+        ("dinp", op.dinp),
+        ("dout", Some(op.dout)),
+        ("z", Some(op.z)),
+    ];
+    for (name, t) in tensors.iter().filter_map(|(name, t)| Some((name, (*t)?))) {
+        check.rows(name, &t, (rows, c), ld)?;
     }
+    check.f32("stats", &op.stats, (0, rows, 2))?;
+    width(check, c)?;
+    param(check, cx, "weight", &op.weight, c)?;
+    let trainable = op.dweight.is_some() || op.dbias.is_some();
+    check.that(trainable == op.partials.is_some(), || {
+        format!(
+            "partials are {:?}, gradients wanted: {trainable}",
+            op.partials
+        )
+    })?;
+    let (members, chunks) = (cx.step.bucket().members, cx.step.max_chunks());
+    for (name, t, shape) in [
+        ("partials", op.partials, (0, chunks, 2 * c)),
+        ("dweight", op.dweight, (members, 1, c)),
+        ("dbias", op.dbias, (members, 1, c)),
+    ] {
+        t.map_or(Ok(()), |t| check.f32(name, &t, shape))?;
+    }
+    Ok(())
 }
 
 fn sum_partials(cx: Context<'_>, op: &Backward, partials: DeviceTensor, c: usize) -> Result<()> {
