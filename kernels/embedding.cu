@@ -1,18 +1,21 @@
 // Word, position and token type embeddings, layer norm and dropout in one.
 //
-// Computes  z = word[id] + position[place] + token_type[type],
+// Computes  z = word[id] + position[place] + token_type[type]; in slot s of a soft prompt, prompt[s]
+//           of the member stands in place of word[id];
 //           out = drop((z - mean) rstd weight + bias),  rstd = (var + eps)^-1/2.
 //           For the gradient, z and stats again, and d = drop(dout): dz, dweight and dbias are
 //           layer_norm_backward's of it;  dtable_g[row] = sum of dz over member g's tokens that
 //           take the row.
-// Arguments word (V, C), position (P, C), token_type (K, C) f16; out z d dout (T, C) f16; stats
-//           (T, 2) f32: mean, rstd; weight bias (C) or (G, C) f16 or f32; dtable (G, R, C) f32 of
-//           one table with R rows; step StepParams, tokens (T) TokenParams, ids (T) TokenIds.
-// Layout    Rows of all tables and of (T, C) lie `ld` halves apart, a multiple of 8, 16-byte
-//           aligned; columns C..ld are zero where read and written as zero. d may be dout.
+// Arguments word (V, C), position (P, C), token_type (K, C) f16; prompt (G, n_slots, C) f32, null
+//           where n_slots is 0; out z d dout (T, C) f16; stats (T, 2) f32: mean, rstd; weight bias
+//           (C) or (G, C) f16 or f32; dtable (G, R, C) f32 of one table, or the prompt, with R
+//           rows; step StepParams, tokens (T) TokenParams, ids (T) TokenIds.
+// Layout    Rows of f16 tables and of (T, C) lie `ld` halves apart, a multiple of 8; all pointers at
+//           16 bytes; columns C..ld are zero where read and written as zero. d may be dout.
 // Writes    = out;  = z, stats, d;  += dtable.
 // Source    Conneau et al., "Unsupervised cross-lingual representation learning at scale" (2020);
-//           Devlin et al., "BERT" (2019), figure 2; dropout by Philox counters.
+//           Devlin et al., "BERT" (2019), figure 2; Lester et al., "The power of scale for
+//           parameter-efficient prompt tuning" (2021); dropout by Philox counters.
 #include "param.cuh"
 #include "philox.cuh"
 #include "step_params.cuh"
@@ -26,22 +29,29 @@ constexpr int VECS = 4;
 
 struct Tables {
     const __half *word, *position, *token_type;
+    const float* prompt;
+    int n_slots;
 };
 
 // A warp's row of z, rounded to f16 so that both directions see the same; gives mean and rstd.
-__forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tables, TokenIds ids,
-                                         int C, int ld, float eps) {
+__forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tables, unsigned member,
+                                         TokenIds ids, int C, int ld, float eps) {
     int lane = threadIdx.x % 32;
     const __half* word = tables.word + (long long)ids.word * ld;
     const __half* position = tables.position + (long long)ids.position * ld;
     const __half* token_type = tables.token_type + (long long)ids.token_type * ld;
+    Param prompt = {tables.prompt, false, C};
+    unsigned slot = member * tables.n_slots + ids.slot - 1;
     float sum = 0.f, square = 0.f;
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
         if (col >= ld) continue;
         float p[8], t[8];
-        unpack8(z[i], load16(word + col));
+        if (ids.slot)
+            load_param(z[i], prompt, slot, col, C);
+        else
+            unpack8(z[i], load16(word + col));
         unpack8(p, load16(position + col));
         unpack8(t, load16(token_type + col));
 #pragma unroll
@@ -69,10 +79,10 @@ __forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tabl
 // One warp a row. Grid: ceil(T / 8) of the bucket; block: 256. C at most 1024.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
     __half* out, const __half* word, const __half* position, const __half* token_type,
-    const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens,
-    const TokenIds* ids, int C, int ld, int param_is_half, long long weight_stride,
-    long long bias_stride, float eps, unsigned drop_threshold, float drop_scale,
-    unsigned drop_site) {
+    const float* prompt, const void* weight, const void* bias, const StepParams* step,
+    const TokenParams* tokens, const TokenIds* ids, int n_slots, int C, int ld, int param_is_half,
+    long long weight_stride, long long bias_stride, float eps, unsigned drop_threshold,
+    float drop_scale, unsigned drop_site) {
     int lane = threadIdx.x % 32;
     unsigned row = blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= step->n_rows[TOKENS]) return;
@@ -80,7 +90,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
     const MemberParams& member = step->members()[token.member];
     Dropout drop = {drop_threshold, drop_scale, drop_site};
     float z[VECS][8];
-    float2 stat = gather(z, {word, position, token_type}, ids[row], C, ld, eps);
+    float2 stat = gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row],
+                         C, ld, eps);
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
@@ -99,8 +110,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
 // What the gradient starts from. Geometry as above.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_again_f16(
     __half* z_out, float* stats, __half* d, const __half* dout, const __half* word,
-    const __half* position, const __half* token_type, const StepParams* step,
-    const TokenParams* tokens, const TokenIds* ids, int C, int ld, float eps,
+    const __half* position, const __half* token_type, const float* prompt, const StepParams* step,
+    const TokenParams* tokens, const TokenIds* ids, int n_slots, int C, int ld, float eps,
     unsigned drop_threshold, float drop_scale, unsigned drop_site) {
     int lane = threadIdx.x % 32;
     unsigned row = blockIdx.x * WARPS + threadIdx.x / 32;
@@ -109,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_again_f16(
     const MemberParams& member = step->members()[token.member];
     Dropout drop = {drop_threshold, drop_scale, drop_site};
     float z[VECS][8];
-    float2 stat = gather(z, {word, position, token_type}, ids[row], C, ld, eps);
+    float2 stat = gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row],
+                         C, ld, eps);
     if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
@@ -125,8 +137,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_again_f16(
     }
 }
 
-// The first token of a member that takes a row owns it: it alone writes, and adds in order. Others
-// look for one before them and leave; that is T^2 / 2 ids from L1, which full training can afford.
+// Table 0 is word, 1 position, 2 token type, 3 the prompt. The first token of a member that takes a
+// row owns it: it alone writes, and adds in order. Others look for one before them and leave; that
+// is T^2 / 2 ids from L1, which full training can afford.
 // Grid: T of the bucket; block: 128, one token, 256 columns a warp.
 extern "C" __global__ void __launch_bounds__(128) embedding_backward_table_f32(
     float* dtable, const __half* dz, const StepParams* step, const TokenParams* tokens,
@@ -136,10 +149,17 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward_table_f32(
     if (t >= step->n_rows[TOKENS] || int(threadIdx.x / 32 * 256) >= ld) return;
     unsigned g = tokens[t].member;
     unsigned start = step->members()[g].rows[TOKENS][0], end = step->members()[g].rows[TOKENS][1];
+    // NONE is no row: slots take no word, words no slot.
+    constexpr unsigned NONE = ~0u;
     auto row_of = [=](unsigned i) {
-        return table == 0 ? ids[i].word : table == 1 ? ids[i].position : ids[i].token_type;
+        TokenIds id = ids[i];
+        return table == 0   ? (id.slot ? NONE : id.word)
+               : table == 1 ? id.position
+               : table == 2 ? id.token_type
+                            : id.slot - 1;
     };
     unsigned row = row_of(t);
+    if (row == NONE) return;
     for (unsigned i = start; i < t; i += 32)
         if (__any_sync(~0u, i + lane < t && row_of(i + lane) == row)) return;
     float sum[8] = {};

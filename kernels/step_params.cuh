@@ -40,10 +40,10 @@ struct alignas(16) TokenParams {
 
 // Rows of the tables that a token takes.
 struct alignas(16) TokenIds {
-    unsigned word;
+    unsigned word;             // read where slot is 0
     unsigned position;
     unsigned token_type;
-    unsigned unused;
+    unsigned slot;             // of a soft prompt, from 1 on; 0: a word
 };
 
 struct alignas(16) SeqParams {

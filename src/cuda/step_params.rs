@@ -71,7 +71,7 @@ struct TokenIds {
     word: u32,
     position: u32,
     token_type: u32,
-    unused: u32,
+    slot: u32,
 }
 
 /// `SeqParams`
@@ -100,6 +100,7 @@ pub struct StepBuffer {
     ptr: DevicePtr,
     bucket: Bucket,
     longest: usize,
+    prompt: usize,
 }
 
 impl StepBuffer {
@@ -115,7 +116,13 @@ impl StepBuffer {
             ptr,
             bucket,
             longest,
+            prompt: 0,
         }
+    }
+
+    /// The same for texts that each hold `prompt` slots of a soft prompt.
+    pub fn with_prompt(self, prompt: usize) -> StepBuffer {
+        StepBuffer { prompt, ..self }
     }
 
     /// The bucket it is for.
@@ -128,9 +135,14 @@ impl StepBuffer {
         [self.bucket.tokens, self.bucket.seqs, self.bucket.items][kind(rows)]
     }
 
-    /// Tokens of the longest text that a step may have.
+    /// Tokens of the longest text that a step may have, slots of a prompt counted.
     pub fn longest(&self) -> usize {
         self.longest
+    }
+
+    /// Slots of a soft prompt in each text.
+    pub fn prompt(&self) -> usize {
+        self.prompt
     }
 
     /// Blocks that chunks of tokens can take: a member's last one may be short.
@@ -166,20 +178,20 @@ impl StepBuffer {
     /// Copies a step in.
     ///
     /// # Errors
-    /// If the step is larger than the bucket, a text longer than the longest, or the copy fails; if
-    /// texts hold a soft prompt, which no kernel knows yet.
+    /// If the step is larger than the bucket, a text longer than the longest, if texts hold another
+    /// number of slots of a soft prompt than [`StepBuffer::prompt`], or if the copy fails.
     pub fn upload(&self, driver: &dyn Driver, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
         driver.copy_in(self.ptr, &self.pack(batch, steps)?)
     }
 
     /// Whether a step fits.
     fn check(&self, batch: &Batch, steps: &[MemberStep]) -> Result<()> {
-        if batch.prompt != 0 {
+        if batch.prompt != self.prompt {
             return Err(DriverError::Failed {
                 call: "step".into(),
                 reason: format!(
-                    "no kernel knows the {} slots of a soft prompt",
-                    batch.prompt
+                    "each text has {} slots of a soft prompt, expected {}",
+                    batch.prompt, self.prompt
                 ),
             });
         }
@@ -299,7 +311,7 @@ fn ids(batch: &Batch, t: usize) -> TokenIds {
         word: batch.ids[t],
         position: batch.positions[t],
         token_type: batch.types[t],
-        unused: 0,
+        slot: batch.slot(t).map_or(0, |slot| slot as u32 + 1),
     }
 }
 

@@ -68,6 +68,7 @@ fn memory_bound_kernels_move_what_they_need() {
         params: Params::FrozenF16,
         drop: Some(0.1),
         in_place: false,
+        prompt: 0,
     };
     frugal(&embed, REAL, (1.0, 0.0));
 }

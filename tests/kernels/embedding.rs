@@ -1,7 +1,8 @@
 //! `kernels/embedding.cu`
 
 use crosstune::cuda::Result;
-use crosstune::cuda::ops::embedding::{Backward, Forward, Tables, backward, forward};
+use crosstune::cuda::ops::DeviceTensor;
+use crosstune::cuda::ops::embedding::{Backward, Forward, Tables, backward, check_ids, forward};
 use crosstune::ops::philox::{Dropout, RowKey};
 use crosstune::text::pack::Rows;
 
@@ -14,7 +15,7 @@ const SITE: u32 = 0;
 /// Rows of the tables of words, positions and types.
 const TABLES: [(&str, usize); 3] = [("word", WORDS), ("position", 64), ("token_type", 2)];
 
-/// The gradients and the rows of each.
+/// The gradients of all but a prompt, and the rows of each.
 const GRADS: [(&str, usize); 5] = [
     ("dword", WORDS),
     ("dposition", 64),
@@ -30,6 +31,8 @@ pub struct Embed {
     pub drop: Option<f32>,
     /// Whether `dz` takes the place of `dout`.
     pub in_place: bool,
+    /// Vectors of a soft prompt; where there are some, they are trained.
+    pub prompt: usize,
 }
 
 impl Embed {
@@ -53,9 +56,60 @@ impl Embed {
     fn trainable(&self) -> bool {
         self.params == PerMember
     }
+
+    /// The gradients and the rows of each.
+    fn grads(&self) -> Vec<(&'static str, usize)> {
+        let prompt = (self.prompt > 0).then_some(("dprompt", self.prompt));
+        GRADS.into_iter().chain(prompt).collect()
+    }
+
+    fn tables(d: &Device) -> Tables {
+        Tables {
+            word: d.get("word"),
+            position: d.get("position"),
+            token_type: d.get("token_type"),
+        }
+    }
+
+    fn forward(&self, d: &Device) -> Forward {
+        Forward {
+            out: d.get("out"),
+            tables: Embed::tables(d),
+            prompt: (self.prompt > 0).then(|| d.get("prompt")),
+            weight: d.get("weight"),
+            bias: d.get("bias"),
+            eps: EPS,
+            dropout: self.dropout(),
+        }
+    }
+
+    fn backward(&self, d: &Device) -> Backward {
+        let wanted = |name| self.trainable().then(|| d.get(name));
+        let op = self.forward(d);
+        Backward {
+            dz: d.get(self.dz()),
+            dtables: ["dword", "dposition", "dtoken_type"].map(wanted),
+            dprompt: op.prompt.map(|_| d.get("dprompt")),
+            dweight: wanted("dweight"),
+            dbias: wanted("dbias"),
+            partials: wanted("partials"),
+            z: d.get("z"),
+            stats: d.get("stats"),
+            dout: d.get("dout"),
+            tables: op.tables,
+            prompt: op.prompt,
+            weight: op.weight,
+            eps: EPS,
+            dropout: op.dropout,
+        }
+    }
 }
 
 impl Case for Embed {
+    fn prompt(&self) -> usize {
+        self.prompt
+    }
+
     fn fill(&self, d: &Device, w: &World) {
         let (c, members) = (self.c, w.seeds.len());
         for (name, rows) in TABLES {
@@ -80,50 +134,26 @@ impl Case for Embed {
                 PerMember => d.f32(name, members, c, &data),
             };
         }
-        for (name, rows) in GRADS {
+        if self.prompt > 0 {
+            let data = w.param("prompt", true, self.prompt * c, (0.0, 1.0));
+            d.f32("prompt", members, c, &data);
+        }
+        for (name, rows) in self.grads() {
             d.f32(name, members, c, &w.param(name, true, rows * c, (0.0, 1.0)));
         }
     }
 
     fn launch(&self, d: &Device) -> Result<()> {
-        let tables = Tables {
-            word: d.get("word"),
-            position: d.get("position"),
-            token_type: d.get("token_type"),
-        };
-        let (weight, eps, dropout) = (d.get("weight"), EPS, self.dropout());
-        let op = Forward {
-            out: d.get("out"),
-            tables,
-            weight,
-            bias: d.get("bias"),
-            eps,
-            dropout,
-        };
-        forward(d.context(), &op)?;
-        let wanted = |name| self.trainable().then(|| d.get(name));
-        let op = Backward {
-            dz: d.get(self.dz()),
-            dtables: ["dword", "dposition", "dtoken_type"].map(wanted),
-            dweight: wanted("dweight"),
-            dbias: wanted("dbias"),
-            partials: wanted("partials"),
-            z: d.get("z"),
-            stats: d.get("stats"),
-            dout: d.get("dout"),
-            tables,
-            weight,
-            eps,
-            dropout,
-        };
-        backward(d.context(), &op)
+        forward(d.context(), &self.forward(d))?;
+        backward(d.context(), &self.backward(d))
     }
 
     fn read(&self, d: &Device, w: &World) -> Vec<Out> {
         let mut dz = d.out_rows(OP, self.dz(), Rows::Tokens, w);
         dz.rename(OP, "dz");
         let mut outs = vec![d.out_rows(OP, "out", Rows::Tokens, w), dz];
-        outs.extend(GRADS.map(|(name, _)| d.out_members(OP, name)));
+        let grads = self.grads().into_iter();
+        outs.extend(grads.map(|(name, _)| d.out_members(OP, name)));
         outs
     }
 
@@ -133,17 +163,23 @@ impl Case for Embed {
         let dout = doubles(&w.rows("dout", Rows::Tokens, c, 1.0));
         let weight = doubles(&w.param("weight", self.trainable(), c, (1.0, 0.3)));
         let bias = doubles(&w.param("bias", self.trainable(), c, (0.0, 0.3)));
-        let mut grads =
-            GRADS.map(|(name, rows)| doubles(&w.param(name, true, rows * c, (0.0, 1.0))));
+        let prompt = doubles(&w.param("prompt", true, self.prompt * c, (0.0, 1.0)));
+        let names = self.grads();
+        let before =
+            |(name, rows): &(&str, usize)| doubles(&w.param(name, true, rows * c, (0.0, 1.0)));
+        let mut grads: Vec<Vec<f64>> = names.iter().map(before).collect();
         let (mut out, mut dzs) = (vec![], vec![]);
         let (b, n) = (&w.batch, c as f64);
         for t in 0..w.count(Rows::Tokens) {
             let g = b.member_of(Rows::Tokens, t);
             let own = if self.trainable() { g * c } else { 0 };
             let rows = [b.ids[t], b.positions[t], b.types[t]];
-            let z: Vec<f64> = (0..c)
-                .map(|j| (0..3).map(|i| tables[i][rows[i] as usize * c + j]).sum())
-                .collect();
+            let slot = b.slot(t).map(|slot| g * self.prompt + slot);
+            let taken = |i: usize, j: usize| match (i, slot) {
+                (0, Some(at)) => prompt[at * c + j],
+                _ => tables[i][rows[i] as usize * c + j],
+            };
+            let z: Vec<f64> = (0..c).map(|j| (0..3).map(|i| taken(i, j)).sum()).collect();
             let mean = z.iter().sum::<f64>() / n;
             let var = z.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
             let rstd = 1.0 / (var + f64::from(EPS)).sqrt();
@@ -157,8 +193,12 @@ impl Case for Embed {
                 out.push((xhat[j] * weight[own + j] + bias[own + j]) * keep[j]);
                 let dz = rstd * (d[j] - s1 - xhat[j] * s2);
                 dzs.push(dz);
-                for (i, row) in rows.iter().enumerate().filter(|_| self.trainable()) {
-                    grads[i][(g * GRADS[i].1 + *row as usize) * c + j] += dz;
+                let no_word = usize::from(slot.is_some());
+                for i in (no_word..3).filter(|_| self.trainable()) {
+                    grads[i][(g * GRADS[i].1 + rows[i] as usize) * c + j] += dz;
+                }
+                if let Some(at) = slot {
+                    grads[5][at * c + j] += dz;
                 }
                 if self.trainable() {
                     grads[3][g * c + j] += dy[j] * xhat[j];
@@ -172,12 +212,13 @@ impl Case for Embed {
     }
 }
 
-fn cases(c: usize) -> [Embed; 3] {
+fn cases(c: usize, prompt: usize) -> [Embed; 3] {
     let case = |params, drop, in_place| Embed {
         c,
         params,
         drop,
         in_place,
+        prompt,
     };
     [
         case(FrozenF16, None, false),
@@ -188,16 +229,100 @@ fn cases(c: usize) -> [Embed; 3] {
 
 #[test]
 fn embedding_agrees_with_the_loops() {
-    for (c, members) in [(2, ONE), (37, SEVERAL), (768, ALONE), (1024, ONE)] {
-        cases(c).iter().for_each(|case| agrees(case, members));
+    for (c, prompt, members) in [
+        (2, 0, ONE),
+        (37, 0, SEVERAL),
+        (768, 0, ALONE),
+        (1024, 0, ONE),
+        (2, 1, ONE),
+        (37, 3, SEVERAL),
+        (40, 35, ALONE),
+    ] {
+        let cases = cases(c, prompt);
+        cases.iter().for_each(|case| agrees(case, members));
     }
 }
 
 #[test]
 fn embedding_is_the_same_again_alone_and_replayed() {
-    for case in cases(37) {
+    for case in [cases(37, 0), cases(37, 2)].concat() {
         repeats(&case, SEVERAL);
         alone_as_in_company(&case, SEVERAL);
         replays(&case, &[ALONE, &[Member(1, false, 3, 8)], REAL]);
     }
+    // Where a row is NaN, so is its padding.
+    for case in cases(40, 2) {
+        keeps_apart(&case, SEVERAL, &["prompt", "dout"]);
+    }
+}
+
+fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+    result.expect_err("refused").to_string()
+}
+
+/// Before anything is launched.
+#[test]
+fn embedding_refuses_a_prompt_of_another_length() {
+    let case = cases(8, 2)[2];
+    let world = World::with_prompt(ALONE, 2);
+    let d = Device::of(&world, None);
+    load(&case, &d, &world);
+    let (prompt, grad) = (d.get("prompt"), d.get("dprompt"));
+    let short = |t| Some(DeviceTensor { rows: 1, ..t });
+    for (prompt, expected) in [
+        (None, "prompt has 0 vectors, expected the step's 2 slots"),
+        (short(prompt), "prompt has 1 vectors"),
+    ] {
+        let op = case.forward(&d);
+        let error = message(forward(d.context(), &Forward { prompt, ..op }));
+        assert!(error.contains(expected), "{error}");
+    }
+    let op = case.backward(&d);
+    let before = d.read("dword").1;
+    let ops = [
+        Backward {
+            dprompt: short(grad),
+            ..op
+        },
+        Backward {
+            partials: None,
+            ..op
+        },
+    ];
+    for (op, expected) in ops
+        .iter()
+        .zip(["gradient of prompt has 1", "partials are None"])
+    {
+        let error = message(backward(d.context(), op));
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(d.read("dz").1.iter().all(|x| x.is_nan()), "dz was written");
+    assert_eq!(d.read("dword").1, before);
+    let other = World::with_prompt(ALONE, 1);
+    let error = message(
+        d.step()
+            .upload(d.context().driver, &other.batch, &other.steps),
+    );
+    assert!(
+        error.contains("1 slots of a soft prompt, expected 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn embedding_refuses_ids_past_a_table() {
+    let case = cases(8, 0)[0];
+    let world = World::new(ALONE);
+    let d = Device::of(&world, None);
+    load(&case, &d, &world);
+    let tables = Embed::tables(&d);
+    check_ids(&tables, &world.batch).expect("ids of the tables");
+    let mut batch = world.batch;
+    batch.types[5] = 2;
+    let error = message(check_ids(&tables, &batch));
+    let expected = "token 5 takes row 2 of token_type, expected one of its 2 rows";
+    assert!(error.contains(expected), "{error}");
+    batch.ids[1] = WORDS as u32;
+    let error = message(check_ids(&tables, &batch));
+    assert!(error.contains("token 1 takes row 23 of word"), "{error}");
 }

@@ -60,7 +60,7 @@ impl Device {
         Device::new(world.room(), order_seed)
     }
 
-    fn new((bucket, longest): Room, order_seed: Option<u64>) -> Device {
+    fn new((bucket, longest, prompt): Room, order_seed: Option<u64>) -> Device {
         let (driver, vm) = driver(order_seed).expect("a device");
         let ptr = driver
             .alloc(StepBuffer::bytes(&bucket), "step")
@@ -68,7 +68,7 @@ impl Device {
         Device {
             driver,
             vm,
-            step: StepBuffer::new(ptr, bucket, longest),
+            step: StepBuffer::new(ptr, bucket, longest).with_prompt(prompt),
             tensors: RefCell::default(),
         }
     }
@@ -139,6 +139,20 @@ impl Device {
 
     pub fn poison_f32(&self, name: &str, rows: usize, c: usize) -> DeviceTensor {
         self.poison(name, DeviceTensor::f32(DevicePtr::NULL, rows, c))
+    }
+
+    /// Makes a member's copy of a parameter, or its tokens of an activation, NaN.
+    fn break_member(&self, name: &str, world: &World, g: usize) {
+        let t = self.get(name);
+        let rows = match t.members {
+            0 => world.batch.member_rows(Rows::Tokens, g),
+            _ => g * t.rows..(g + 1) * t.rows,
+        };
+        let nan = vec![0xFF; t.cols * t.dtype.size()];
+        for row in rows {
+            let at = t.ptr.offset(row * t.ld * t.dtype.size());
+            self.driver.copy_in(at, &nan).expect("copied");
+        }
     }
 
     /// The virtual machine, where the device is one.
@@ -261,6 +275,10 @@ impl Out {
 
 /// A use of an op's kernels.
 pub trait Case: std::fmt::Debug {
+    /// Slots of a soft prompt in each text.
+    fn prompt(&self) -> usize {
+        0
+    }
     /// Writes inputs and poisons outputs.
     fn fill(&self, d: &Device, world: &World);
     /// Launches.
@@ -280,6 +298,11 @@ fn run(case: &dyn Case, world: &World, room: Room, order_seed: Option<u64>) -> V
     case.read(&d, world)
 }
 
+/// The step of `members` as a case wants it.
+fn world_of(case: &dyn Case, members: &[Member]) -> World {
+    World::with_prompt(members, case.prompt())
+}
+
 /// Copies a step and a case's buffers in.
 pub fn load(case: &dyn Case, d: &Device, world: &World) {
     let cx = d.context();
@@ -291,13 +314,13 @@ pub fn load(case: &dyn Case, d: &Device, world: &World) {
 
 /// What a case gives for a step of `members` in its own bucket.
 pub fn outputs(case: &dyn Case, members: &[Member]) -> Vec<Out> {
-    let world = World::new(members);
+    let world = world_of(case, members);
     run(case, &world, world.room(), None)
 }
 
 /// The kernels give what the loops give.
 pub fn agrees(case: &dyn Case, members: &[Member]) {
-    let world = World::new(members);
+    let world = world_of(case, members);
     let got = run(case, &world, world.room(), None);
     let want = case.want(&world);
     assert_eq!(got.len(), want.len());
@@ -349,7 +372,7 @@ fn compare(case: &dyn Case, world: &World, got: &Out, want: &[f64]) {
 
 /// By kernel, what the virtual machine counted; nothing on a GPU.
 pub fn counted(case: &dyn Case, members: &[Member]) -> BTreeMap<String, Counters> {
-    let world = World::new(members);
+    let world = world_of(case, members);
     let d = Device::of(&world, None);
     load(case, &d, &world);
     case.launch(&d).expect("launched");
@@ -358,7 +381,7 @@ pub fn counted(case: &dyn Case, members: &[Member]) -> BTreeMap<String, Counters
 
 /// Again, and with blocks and warps in other orders: the same bytes.
 pub fn repeats(case: &dyn Case, members: &[Member]) {
-    let world = World::new(members);
+    let world = world_of(case, members);
     let first = run(case, &world, world.room(), None);
     for seed in [None, Some(1), Some(2)] {
         let again = run(case, &world, world.room(), seed);
@@ -374,10 +397,10 @@ pub fn repeats(case: &dyn Case, members: &[Member]) {
 
 /// Each member alone gives the bytes that it gives in company.
 pub fn alone_as_in_company(case: &dyn Case, members: &[Member]) {
-    let world = World::new(members);
+    let world = world_of(case, members);
     let company = run(case, &world, world.room(), None);
     for g in 0..members.len() {
-        let own = World::new(&members[g..=g]);
+        let own = world_of(case, &members[g..=g]);
         let alone = run(case, &own, own.room(), None);
         for (a, b) in alone.iter().zip(&company) {
             let same = a.of_member(&own, 0) == b.of_member(&world, g);
@@ -386,13 +409,40 @@ pub fn alone_as_in_company(case: &dyn Case, members: &[Member]) {
     }
 }
 
+/// Numbers of the third member that are NaN reach no other member.
+pub fn keeps_apart(case: &dyn Case, members: &[Member], names: &[&str]) {
+    let world = world_of(case, members);
+    let fine = run(case, &world, world.room(), None);
+    for name in names {
+        let d = Device::of(&world, None);
+        load(case, &d, &world);
+        d.break_member(name, &world, 2);
+        case.launch(&d).expect("launched");
+        let broken = case.read(&d, &world);
+        for (a, b) in fine.iter().zip(&broken) {
+            for g in (0..members.len()).filter(|g| *g != 2) {
+                let same = a.of_member(&world, g) == b.of_member(&world, g);
+                assert!(
+                    same,
+                    "{case:?}: {name} of another, {} of member {g}",
+                    a.name
+                );
+            }
+        }
+        let nan = broken
+            .iter()
+            .any(|out| out.values.iter().any(|x| x.is_nan()));
+        assert!(nan, "{case:?}: {name} is not read");
+    }
+}
+
 /// A captured step replayed with other true sizes equals launches one by one.
 pub fn replays(case: &dyn Case, steps: &[&[Member]]) {
-    let worlds: Vec<World> = steps.iter().map(|m| World::new(m)).collect();
+    let worlds: Vec<World> = steps.iter().map(|m| world_of(case, m)).collect();
     let room = worlds
         .iter()
         .map(World::room)
-        .reduce(|a, b| (a.0.max(&b.0), a.1.max(b.1)))
+        .reduce(|a, b| (a.0.max(&b.0), a.1.max(b.1), a.2))
         .expect("steps");
     let d = Device::new(room, None);
     let driver = d.context().driver;

@@ -26,8 +26,8 @@ pub const REAL: &[Member] = &[Member(5, true, 40, 7)];
 /// Rows of the word table.
 pub const WORDS: usize = 23;
 
-/// A bucket and the longest text in it.
-pub type Room = (Bucket, usize);
+/// A bucket, the longest text in it, and the slots of a prompt.
+pub type Room = (Bucket, usize, usize);
 
 /// A step.
 pub struct World {
@@ -38,6 +38,11 @@ pub struct World {
 
 impl World {
     pub fn new(members: &[Member]) -> World {
+        World::with_prompt(members, 0)
+    }
+
+    /// Of texts that each hold `prompt` slots of a soft prompt.
+    pub fn with_prompt(members: &[Member], prompt: usize) -> World {
         let ids: Vec<u32> = (0..1024).map(|i| i * 37 % WORDS as u32).collect();
         let text = |m: &Member, role: u8, item: usize| {
             let at = m.3 as usize * 31 + item * 17 + role as usize * 5;
@@ -59,7 +64,7 @@ impl World {
             .collect();
         let layout = Layout {
             position_offset: 2,
-            prompt: 0,
+            prompt,
         };
         let step = |m: &Member| MemberStep {
             seed: 0x1234_5678_9abc * m.3,
@@ -116,7 +121,7 @@ impl World {
 
     /// The smallest room that holds it.
     pub fn room(&self) -> Room {
-        (self.batch.bucket(), self.batch.longest())
+        (self.batch.bucket(), self.batch.longest(), self.batch.prompt)
     }
 
     pub fn count(&self, rows: Rows) -> usize {

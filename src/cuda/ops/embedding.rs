@@ -1,15 +1,16 @@
 //! Launches of `kernels/embedding.cu`.
 
-use super::{Check, Context, DeviceTensor, Launch, dropout, int, layer_norm};
+use super::{Check, Context, DeviceTensor, Launch, dropout, int, layer_norm, ptr};
 use crate::cuda::{Arg, Result};
 use crate::ops::philox::Dropout;
 use crate::tensor::Dtype;
-use crate::text::pack::Rows;
+use crate::text::pack::{Batch, Rows};
 
 /// Rows of a block.
 const ROWS: usize = 8;
 
-/// The tables. Every id of a step is one of their rows.
+/// The tables: one copy, which may be the only member's. Every id of a step is one of their rows
+/// ([`check_ids`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Tables {
     /// (V, C) f16
@@ -20,13 +21,16 @@ pub struct Tables {
     pub token_type: DeviceTensor,
 }
 
-/// `out = dropout(LN(word[id] + position[place] + token_type[type]))`.
+/// `out = dropout(LN(word[id] + position[place] + token_type[type]))`; in the slots of a soft prompt,
+/// its vectors stand in place of `word[id]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward {
     /// (T, C) f16 `=`
     pub out: DeviceTensor,
     /// Three of them.
     pub tables: Tables,
+    /// (G, k, C) f32, where the step's texts have k slots of a soft prompt.
+    pub prompt: Option<DeviceTensor>,
     /// (C) f16 or f32, or (G, C).
     pub weight: DeviceTensor,
     /// (C) f16 or f32, or (G, C).
@@ -44,6 +48,8 @@ pub struct Backward {
     pub dz: DeviceTensor,
     /// (G, rows, C) f32 `+=`, in the order word, position, token type.
     pub dtables: [Option<DeviceTensor>; 3],
+    /// (G, k, C) f32 `+=`
+    pub dprompt: Option<DeviceTensor>,
     /// (G, C) f32 `+=`
     pub dweight: Option<DeviceTensor>,
     /// (G, C) f32 `+=`
@@ -59,6 +65,8 @@ pub struct Backward {
     /// As the forward's.
     pub tables: Tables,
     /// As the forward's.
+    pub prompt: Option<DeviceTensor>,
+    /// As the forward's.
     pub weight: DeviceTensor,
     /// As the forward's.
     pub eps: f32,
@@ -72,7 +80,8 @@ pub struct Backward {
 /// If a tensor is not as its field says, or the launch fails.
 pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
     let check = Check("embedding_forward");
-    let (c, ld) = op.tables.check(check)?;
+    let (c, ld) = op.tables.check(check, cx)?;
+    check_prompt(check, cx, "prompt", op.prompt, c)?;
     check.rows("out", &op.out, (cx.step.rows(Rows::Tokens), c), ld)?;
     layer_norm::param(check, cx, "weight", &op.weight, c)?;
     layer_norm::param(check, cx, "bias", &op.bias, c)?;
@@ -83,11 +92,13 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
         op.tables.word.into(),
         op.tables.position.into(),
         op.tables.token_type.into(),
+        ptr(op.prompt),
         op.weight.into(),
         op.bias.into(),
         Arg::Ptr(cx.step.params()),
         Arg::Ptr(cx.step.tokens()),
         Arg::Ptr(cx.step.ids()),
+        int(cx.step.prompt()),
         int(c),
         int(ld),
         Arg::I32(half(&op.weight) | half(&op.bias) << 1),
@@ -105,35 +116,8 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
 /// each table whose gradient is wanted.
 ///
 /// # Errors
-/// If a tensor is not as its field says, or a launch fails.
+/// If a tensor is not as its field says, before anything is launched, or if a launch fails.
 pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
-    let check = Check("embedding_backward");
-    let (c, ld) = op.tables.check(check)?;
-    let rows = cx.step.rows(Rows::Tokens);
-    for (name, t) in [("dz", op.dz), ("z", op.z), ("dout", op.dout)] {
-        check.rows(name, &t, (rows, c), ld)?;
-    }
-    check.f32("stats", &op.stats, (0, rows, 2))?;
-    let [threshold, scale, site] = dropout(op.dropout);
-    let args = [
-        op.z.into(),
-        op.stats.into(),
-        op.dz.into(),
-        op.dout.into(),
-        op.tables.word.into(),
-        op.tables.position.into(),
-        op.tables.token_type.into(),
-        Arg::Ptr(cx.step.params()),
-        Arg::Ptr(cx.step.tokens()),
-        Arg::Ptr(cx.step.ids()),
-        int(c),
-        int(ld),
-        Arg::F32(op.eps),
-        threshold,
-        scale,
-        site,
-    ];
-    launch(cx, "embedding_again_f16").run(cx, &args)?;
     let norm = layer_norm::Backward {
         dz: op.dz,
         dinp: None,
@@ -146,35 +130,121 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         weight: op.weight,
         dropout: None,
     };
+    check_backward(cx, op)?;
+    layer_norm::check_backward(cx, &norm)?;
+    sum_again(cx, op)?;
     layer_norm::backward(cx, &norm)?;
-    table_grads(check, cx, op)
-}
-
-fn table_grads(check: Check, cx: Context<'_>, op: &Backward) -> Result<()> {
-    let tables = op.tables.named();
-    for (i, ((name, table), grad)) in tables.iter().zip(&op.dtables).enumerate() {
-        let Some(grad) = grad else { continue };
-        let shape = (cx.step.bucket().members, table.rows, table.cols);
-        check.f32(&format!("gradient of {name}"), grad, shape)?;
-        let launch = Launch {
-            grid: [cx.step.rows(Rows::Tokens), 1, 1],
-            block: [128, 1, 1],
-            ..launch(cx, "embedding_backward_table_f32")
-        };
-        let args = [
-            (*grad).into(),
-            op.dz.into(),
-            Arg::Ptr(cx.step.params()),
-            Arg::Ptr(cx.step.tokens()),
-            Arg::Ptr(cx.step.ids()),
-            int(i),
-            int(table.rows),
-            int(table.cols),
-            int(table.ld),
-        ];
-        launch.run(cx, &args)?;
+    let [word, position, token_type] = op.dtables;
+    let grads = [word, position, token_type, op.dprompt];
+    for (table, grad) in grads.into_iter().enumerate() {
+        grad.map_or(Ok(()), |grad| table_grad(cx, op, table, grad))?;
     }
     Ok(())
+}
+
+fn check_backward(cx: Context<'_>, op: &Backward) -> Result<()> {
+    let check = Check("embedding_backward");
+    let (c, ld) = op.tables.check(check, cx)?;
+    check_prompt(check, cx, "prompt", op.prompt, c)?;
+    let rows = cx.step.rows(Rows::Tokens);
+    for (name, t) in [("dz", op.dz), ("z", op.z), ("dout", op.dout)] {
+        check.rows(name, &t, (rows, c), ld)?;
+    }
+    check.f32("stats", &op.stats, (0, rows, 2))?;
+    for ((name, table), grad) in op.tables.named().into_iter().zip(op.dtables) {
+        let shape = (cx.step.bucket().members, table.rows, c);
+        let name = format!("gradient of {name}");
+        grad.map_or(Ok(()), |t| check.f32(&name, &t, shape))?;
+    }
+    let wanted = op.dprompt.is_some();
+    check.that(!wanted || op.prompt.is_some(), || {
+        "the gradient of a prompt is wanted, but there is none".into()
+    })?;
+    op.dprompt.map_or(Ok(()), |t| {
+        check_prompt(check, cx, "gradient of prompt", Some(t), c)
+    })
+}
+
+fn sum_again(cx: Context<'_>, op: &Backward) -> Result<()> {
+    let [threshold, scale, site] = dropout(op.dropout);
+    let args = [
+        op.z.into(),
+        op.stats.into(),
+        op.dz.into(),
+        op.dout.into(),
+        op.tables.word.into(),
+        op.tables.position.into(),
+        op.tables.token_type.into(),
+        ptr(op.prompt),
+        Arg::Ptr(cx.step.params()),
+        Arg::Ptr(cx.step.tokens()),
+        Arg::Ptr(cx.step.ids()),
+        int(cx.step.prompt()),
+        int(op.z.cols),
+        int(op.z.ld),
+        Arg::F32(op.eps),
+        threshold,
+        scale,
+        site,
+    ];
+    launch(cx, "embedding_again_f16").run(cx, &args)
+}
+
+/// `table` counts as the kernel does.
+fn table_grad(cx: Context<'_>, op: &Backward, table: usize, grad: DeviceTensor) -> Result<()> {
+    let launch = Launch {
+        grid: [cx.step.rows(Rows::Tokens), 1, 1],
+        block: [128, 1, 1],
+        ..launch(cx, "embedding_backward_table_f32")
+    };
+    let args = [
+        grad.into(),
+        op.dz.into(),
+        Arg::Ptr(cx.step.params()),
+        Arg::Ptr(cx.step.tokens()),
+        Arg::Ptr(cx.step.ids()),
+        int(table),
+        int(grad.rows),
+        int(grad.cols),
+        int(op.dz.ld),
+    ];
+    launch.run(cx, &args)
+}
+
+/// Fails unless every id of a batch is a row of its table: kernels read where the ids say.
+///
+/// # Errors
+/// Names the first id that is past its table.
+pub fn check_ids(tables: &Tables, batch: &Batch) -> Result<()> {
+    let ids = [&batch.ids, &batch.positions, &batch.types];
+    for ((name, table), ids) in tables.named().into_iter().zip(ids) {
+        let past = ids.iter().position(|id| *id as usize >= table.rows);
+        Check("embedding").that(past.is_none(), || {
+            let t = past.unwrap_or(0);
+            format!(
+                "token {t} takes row {} of {name}, expected one of its {} rows",
+                ids[t], table.rows
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// (G, k, C) f32 where the step has a prompt of k slots, nothing where it has none.
+fn check_prompt(
+    check: Check,
+    cx: Context<'_>,
+    name: &str,
+    prompt: Option<DeviceTensor>,
+    c: usize,
+) -> Result<()> {
+    let slots = cx.step.prompt();
+    let rows = prompt.map_or(0, |t| t.rows);
+    check.that(rows == slots && prompt.is_some() == (slots > 0), || {
+        format!("{name} has {rows} vectors, expected the step's {slots} slots")
+    })?;
+    let shape = (cx.step.bucket().members, slots, c);
+    prompt.map_or(Ok(()), |t| check.f32(name, &t, shape))
 }
 
 impl Tables {
@@ -187,12 +257,16 @@ impl Tables {
     }
 
     /// C and the stride of rows, which all three share.
-    fn check(&self, check: Check) -> Result<(usize, usize)> {
+    fn check(&self, check: Check, cx: Context<'_>) -> Result<(usize, usize)> {
+        let members = cx.step.bucket().members;
         let (c, ld) = (self.word.cols, self.word.ld);
         layer_norm::width(check, c)?;
         for (name, t) in self.named() {
-            check.that(t.members <= 1, || {
-                format!("{name} has a copy for each of {} members", t.members)
+            check.that(t.members == 0 || (t.members, members) == (1, 1), || {
+                format!(
+                    "{name} has {} copies for {members} members, expected one for all",
+                    t.members
+                )
             })?;
             check.rows(name, &DeviceTensor { members: 0, ..t }, (t.rows, c), ld)?;
         }
