@@ -28,6 +28,8 @@ mod linear;
 mod linear_weight;
 #[path = "kernels/mse.rs"]
 mod mse;
+#[path = "kernels/phm.rs"]
+mod phm;
 #[path = "kernels/planted.rs"]
 mod planted;
 #[path = "kernels/pool.rs"]
@@ -85,6 +87,16 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "embedding.dprompt",    error: 3e-3, nmse: 4e-7  }, // 6.4e-4, 9.1e-8
     Limit { name: "embedding.dweight",    error: 3e-3, nmse: 7e-7  }, // 7.6e-4, 1.4e-7
     Limit { name: "embedding.dbias",      error: 2e-3, nmse: 1e-6  }, // 5.1e-4, 2.9e-7
+    Limit { name: "phm.u",                error: 1e-6, nmse: 3e-14 }, // 2.3e-7, 5.6e-15
+    Limit { name: "phm.s",                error: 1e-6, nmse: 4e-14 }, // 3.1e-7, 7.8e-15
+    Limit { name: "phm.out",              error: 2e-3, nmse: 2e-7  }, // 3.7e-4, 4.8e-8
+    Limit { name: "phm.ds",               error: 7e-7, nmse: 3e-14 }, // 1.7e-7, 5.6e-15
+    Limit { name: "phm.du",               error: 1e-6, nmse: 3e-14 }, // 2.8e-7, 6.9e-15
+    Limit { name: "phm.dinp",             error: 2e-3, nmse: 3e-7  }, // 3.9e-4, 6.0e-8
+    Limit { name: "phm.drule",            error: 2e-6, nmse: 2e-13 }, // 5.3e-7, 3.4e-14
+    Limit { name: "phm.dleft",            error: 2e-6, nmse: 2e-13 }, // 4.1e-7, 3.5e-14
+    Limit { name: "phm.dright",           error: 2e-6, nmse: 2e-13 }, // 3.9e-7, 2.8e-14
+    Limit { name: "phm.dbias",            error: 2e-7, nmse: 3e-15 }, // 4.3e-8, 6.5e-16
     Limit { name: "activation.out",       error: 1e-3, nmse: 1e-7  }, // 2.8e-4, 2.9e-8
     Limit { name: "activation.dinp",      error: 1e-3, nmse: 2e-7  }, // 3.4e-4, 4.2e-8
     Limit { name: "add.out",              error: 1e-3, nmse: 2e-7  }, // 3.6e-4, 5.5e-8

@@ -15,6 +15,7 @@ use crate::layer_norm::{Norm, Params};
 use crate::linear::layer;
 use crate::linear_weight::Weight;
 use crate::mse::Mse;
+use crate::phm::{self, Dinp};
 use crate::pool::Pool;
 use crate::rig::*;
 
@@ -71,6 +72,14 @@ fn memory_bound_kernels_move_what_they_need() {
         prompt: 0,
     };
     frugal(&embed, REAL, (1.0, 0.0));
+}
+
+/// What is moved in vain are rules: n numbers in a row.
+#[test]
+fn phm_moves_what_it_needs() {
+    for (k, oc) in [(768, 48), (48, 768)] {
+        frugal(&phm::layer(4, k, oc, Dinp::Added), REAL, (1.1, 0.0));
+    }
 }
 
 /// What is moved in vain are log-sum-exps: 4 bytes of a sector of 32, which its neighbours are in.

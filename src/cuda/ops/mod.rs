@@ -13,6 +13,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_weight;
 pub mod mse;
+pub mod phm;
 pub mod pool;
 
 use super::step_params::{StepBuffer, kind};
