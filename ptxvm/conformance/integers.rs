@@ -2,7 +2,7 @@
 
 use super::{Case, lanes, triples};
 
-const EDGES32: [u64; 12] = [
+pub const EDGES32: [u64; 12] = [
     0,
     1,
     2,
@@ -32,27 +32,33 @@ pub const EDGES64: [u64; 10] = [
 
 type Op32 = fn(u32, u32, u32) -> u32;
 type Op16 = fn(u16, u16, u16) -> u16;
-type Op64 = fn(u64, u64, u64) -> u64;
+pub type Op64 = fn(u64, u64, u64) -> u64;
 
-fn s(x: u32) -> i64 {
+pub fn s(x: u32) -> i64 {
     i64::from(x as i32)
 }
 
-fn s16(x: u16) -> i32 {
+pub fn s16(x: u16) -> i32 {
     i32::from(x as i16)
 }
 
-fn s64(x: u64) -> i128 {
+pub fn s64(x: u64) -> i128 {
     i128::from(x as i64)
-}
-
-fn u64s(x: u64) -> u128 {
-    u128::from(x)
 }
 
 /// Bit `i` of `x`.
 fn bit(x: u32, i: u32) -> u32 {
     x >> i & 1
+}
+
+/// The highest of `n` bits for which `f` holds; all ones where it holds for none.
+pub fn highest(n: u32, f: impl Fn(u32) -> bool) -> u32 {
+    (0..n).rev().find(|i| f(*i)).unwrap_or(u32::MAX)
+}
+
+/// How often a number must be shifted left until that bit is its top.
+pub fn from_top(n: u32, f: impl Fn(u32) -> bool) -> u32 {
+    (0..n).find(|i| f(n - 1 - i)).unwrap_or(u32::MAX)
 }
 
 /// The bits for which `f` holds.
@@ -65,8 +71,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(logic());
     all.extend(fields());
     all.extend(sixteen());
-    all.extend(sixty_four());
-    all.extend(wide());
     all.extend(compare());
     all.extend(predicates());
     all
@@ -247,14 +251,16 @@ fn fields() -> Vec<Case> {
                 bits(|i| if i >= 3 && i < 3 + len { bit(a, i - 3) } else { bit(b, i) } == 1)
             }),
             ("bfind.u32 %r32, %a32;", |a, _, _| {
-                (0..32).rev().find(|i| bit(a, *i) == 1).unwrap_or(u32::MAX)
+                highest(32, |i| bit(a, i) == 1)
             }),
             ("bfind.s32 %r32, %a32;", |a, _, _| {
-                let other = 1 - bit(a, 31);
-                (0..32)
-                    .rev()
-                    .find(|i| bit(a, *i) == other)
-                    .unwrap_or(u32::MAX)
+                highest(32, |i| bit(a, i) != bit(a, 31))
+            }),
+            ("bfind.shiftamt.u32 %r32, %a32;", |a, _, _| {
+                from_top(32, |i| bit(a, i) == 1)
+            }),
+            ("bfind.shiftamt.s32 %r32, %a32;", |a, _, _| {
+                from_top(32, |i| bit(a, i) != bit(a, 31))
             }),
             ("brev.b32 %r32, %a32;", |a, _, _| {
                 bits(|i| bit(a, 31 - i) == 1)
@@ -366,130 +372,6 @@ fn sixteen() -> Vec<Case> {
         })
     }));
     all
-}
-
-fn sixty_four() -> Vec<Case> {
-    let inputs = triples(&EDGES64, 64);
-    let table: [(&str, Op64); 23] = [
-        ("add.s64 %r64, %a64, %b64;", |a, b, _| {
-            (s64(a) + s64(b)) as u64
-        }),
-        ("sub.s64 %r64, %a64, %b64;", |a, b, _| {
-            (s64(a) - s64(b)) as u64
-        }),
-        ("mul.lo.s64 %r64, %a64, %b64;", |a, b, _| {
-            (s64(a) * s64(b)) as u64
-        }),
-        ("mul.hi.u64 %r64, %a64, %b64;", |a, b, _| {
-            ((u64s(a) * u64s(b)) >> 64) as u64
-        }),
-        ("mul.hi.s64 %r64, %a64, %b64;", |a, b, _| {
-            ((s64(a) * s64(b)) >> 64) as u64
-        }),
-        ("mad.lo.s64 %r64, %a64, %b64, %c64;", |a, b, c| {
-            (s64(a).wrapping_mul(s64(b)) as u64).wrapping_add(c)
-        }),
-        (
-            "min.u64 %r64, %a64, %b64;",
-            |a, b, _| if a < b { a } else { b },
-        ),
-        (
-            "max.u64 %r64, %a64, %b64;",
-            |a, b, _| if a > b { a } else { b },
-        ),
-        ("min.s64 %r64, %a64, %b64;", |a, b, _| {
-            s64(a).min(s64(b)) as u64
-        }),
-        ("max.s64 %r64, %a64, %b64;", |a, b, _| {
-            s64(a).max(s64(b)) as u64
-        }),
-        ("neg.s64 %r64, %a64;", |a, _, _| (-s64(a)) as u64),
-        ("abs.s64 %r64, %a64;", |a, _, _| {
-            s64(a).unsigned_abs() as u64
-        }),
-        ("and.b64 %r64, %a64, %b64;", |a, b, _| a & b),
-        ("or.b64 %r64, %a64, %b64;", |a, b, _| a | b),
-        ("xor.b64 %r64, %a64, %b64;", |a, b, _| a ^ b),
-        ("not.b64 %r64, %a64;", |a, _, _| !a),
-        ("shl.b64 %r64, %a64, %b32;", |a, b, _| {
-            if b as u32 > 63 { 0 } else { a << (b as u32) }
-        }),
-        ("shr.u64 %r64, %a64, %b32;", |a, b, _| {
-            if b as u32 > 63 { 0 } else { a >> (b as u32) }
-        }),
-        ("shr.s64 %r64, %a64, %b32;", |a, b, _| {
-            (s64(a) >> (b as u32).min(63)) as u64
-        }),
-        ("clz.b64 %r32, %a64;", |a, _, _| {
-            (0..64).take_while(|i| a >> (63 - i) & 1 == 0).count() as u64
-        }),
-        ("popc.b64 %r32, %a64;", |a, _, _| {
-            (0..64).map(|i| a >> i & 1).sum()
-        }),
-        (
-            "{ .reg .b32 %lo, %hi; mov.b64 {%lo, %hi}, %a64; mov.b64 %r64, {%hi, %lo}; }",
-            |a, _, _| a.rotate_left(32),
-        ),
-        ("selp.b64 %r64, %a64, %b64, %c1;", |a, b, c| {
-            if c % 2 == 1 { a } else { b }
-        }),
-    ];
-    let mut all: Vec<Case> = table
-        .iter()
-        .map(|(text, f)| lanes("64 bits", text, &inputs, |[a, b, c]| f(a, b, c)))
-        .collect();
-    let mut inputs = triples(&EDGES64, 64);
-    inputs.retain(|[a, b, _]| *b != 0 && (*a, *b) != (1 << 63, u64::MAX));
-    let table: [(&str, Op64); 4] = [
-        ("div.u64 %r64, %a64, %b64;", |a, b, _| a / b),
-        ("rem.u64 %r64, %a64, %b64;", |a, b, _| a - a / b * b),
-        ("div.s64 %r64, %a64, %b64;", |a, b, _| {
-            (s64(a) / s64(b)) as u64
-        }),
-        ("rem.s64 %r64, %a64, %b64;", |a, b, _| {
-            (s64(a) - s64(a) / s64(b) * s64(b)) as u64
-        }),
-    ];
-    all.extend(
-        table
-            .iter()
-            .map(|(text, f)| lanes("64 bits", text, &inputs, |[a, b, c]| f(a, b, c))),
-    );
-    all
-}
-
-fn wide() -> Vec<Case> {
-    let inputs = triples(&EDGES32, 32);
-    let table: [(&str, Op64); 8] = [
-        ("mul.wide.u32 %r64, %a32, %b32;", |a, b, _| a * b),
-        ("mul.wide.s32 %r64, %a32, %b32;", |a, b, _| {
-            (s(a as u32) * s(b as u32)) as u64
-        }),
-        ("mad.wide.u32 %r64, %a32, %b32, %c64;", |a, b, c| {
-            (u64s(a) * u64s(b) + u64s(c)) as u64
-        }),
-        ("mad.wide.s32 %r64, %a32, %b32, %c64;", |a, b, c| {
-            (s64(s(a as u32) as u64) * s64(s(b as u32) as u64) + s64(c)) as u64
-        }),
-        ("mul.wide.u16 %r32, %a16, %b16;", |a, b, _| {
-            (a & 0xFFFF) * (b & 0xFFFF)
-        }),
-        ("mul.wide.s16 %r32, %a16, %b16;", |a, b, _| {
-            u64::from((s16(a as u16) * s16(b as u16)) as u32)
-        }),
-        ("mad.wide.u16 %r32, %a16, %b16, %c32;", |a, b, c| {
-            u64::from(((a & 0xFFFF) * (b & 0xFFFF) + c) as u32)
-        }),
-        // A result that nobody wants must not reach what comes next.
-        (
-            "atom.global.or.b32 _, [%u0], 0; mul.wide.u16 %r32, %a16, %b16;",
-            |a, b, _| (a & 0xFFFF) * (b & 0xFFFF),
-        ),
-    ];
-    table
-        .iter()
-        .map(|(text, f)| lanes("wide products", text, &inputs, |[a, b, c]| f(a, b, c)))
-        .collect()
 }
 
 fn compare() -> Vec<Case> {

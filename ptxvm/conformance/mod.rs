@@ -10,6 +10,7 @@ pub mod convert;
 pub mod floats;
 pub mod flush;
 pub mod integers;
+pub mod integers64;
 pub mod memory;
 pub mod soft;
 pub mod tensor;
@@ -193,6 +194,7 @@ impl Compare {
 /// Every case.
 pub fn cases() -> Vec<Case> {
     let mut all = integers::cases();
+    all.extend(integers64::cases());
     all.extend(carries::cases());
     all.extend(floats::cases());
     all.extend(flush::cases());

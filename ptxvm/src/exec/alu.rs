@@ -139,11 +139,10 @@ impl Warp {
             Alu::ShfRClamp => lanes!(|x, y, z| funnel(x, y, z.min(32), false)),
             Alu::BfeU => lanes!(|x, y, z| bfe(x, y, z, false)),
             Alu::BfeS => lanes!(|x, y, z| bfe(x, y, z, true)),
-            Alu::BfindU => lanes!(|x, _, _| 31u32.wrapping_sub(x.leading_zeros())),
-            Alu::BfindS => lanes!(|x, _, _| {
-                let x = if (x as i32) < 0 { !x } else { x };
-                31u32.wrapping_sub(x.leading_zeros())
-            }),
+            Alu::BfindU => lanes!(|x, _, _| bfind(x.into(), 31, false, false)),
+            Alu::BfindS => lanes!(|x, _, _| bfind(x.into(), 31, true, false)),
+            Alu::ShiftAmtU => lanes!(|x, _, _| bfind(x.into(), 31, false, true)),
+            Alu::ShiftAmtS => lanes!(|x, _, _| bfind(x.into(), 31, true, true)),
             Alu::Brev => lanes!(|x, _, _| x.reverse_bits()),
             Alu::Clz => lanes!(|x, _, _| x.leading_zeros()),
             Alu::Popc => lanes!(|x, _, _| x.count_ones()),

@@ -1,9 +1,10 @@
 //! Each instruction to the function that runs it.
 
 use super::compare::logic;
+use super::scalar::bfind;
 use super::{Block, Warp};
 use crate::fault::{Checked, FaultKind, trouble};
-use crate::ir::{Inst, Op, Ty};
+use crate::ir::{Count, Inst, Op, Ty};
 
 impl Warp {
     /// Runs an instruction that neither branches nor waits.
@@ -221,14 +222,12 @@ impl Warp {
                 });
                 self.put(*d, m, &value);
             }
-            Op::Count64 { clz, d, a } => {
+            Op::Count64 { f, d, a } => {
                 let x = self.doubles[*a as usize];
-                let value = std::array::from_fn(|i| {
-                    if *clz {
-                        x[i].leading_zeros()
-                    } else {
-                        x[i].count_ones()
-                    }
+                let value = std::array::from_fn(|i| match *f {
+                    Count::Clz => x[i].leading_zeros(),
+                    Count::Popc => x[i].count_ones(),
+                    Count::Bfind { signed, amount } => bfind(x[i], 63, signed, amount),
                 });
                 self.put(*d, m, &value);
             }

@@ -146,6 +146,22 @@ pub(super) fn prmt(x: u32, y: u32, selector: u32) -> u32 {
     })
 }
 
+/// The place of the highest bit of 0..=top that is not the sign, or how far it is below `top`; all
+/// ones where there is none.
+pub(super) fn bfind(x: u64, top: u32, signed: bool, amount: bool) -> u32 {
+    let negative = signed && x >> top == 1;
+    let x = if negative {
+        !x & u64::MAX >> (63 - top)
+    } else {
+        x
+    };
+    match x.checked_ilog2() {
+        Some(place) if amount => top - place,
+        Some(place) => place,
+        None => u32::MAX,
+    }
+}
+
 #[inline(always)]
 pub(super) fn bfe(x: u32, pos: u32, len: u32, signed: bool) -> u32 {
     let (pos, len) = (pos & 0xFF, len & 0xFF);

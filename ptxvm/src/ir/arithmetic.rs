@@ -2,7 +2,7 @@
 
 use super::names::{alu, boolean, flushes, last_ty};
 use super::operands::{Decoder, operand};
-use super::{Alu64, Carry, NONE, Op, Ty};
+use super::{Alu64, Carry, Count, NONE, Op, Ty};
 use crate::ptx::Operand;
 
 type Result<T> = std::result::Result<T, String>;
@@ -59,7 +59,7 @@ impl Decoder {
         let f = alu(m, t).ok_or_else(|| format!("not known for {t:?}"))?;
         arity(m[0], o)?;
         let row = |d: &mut Decoder, i: usize| o.get(i).map_or(Ok(NONE), |x| d.word(x));
-        // bfind and popc of 64 bits were taken above; everything else reads words.
+        // All of 64 bits was taken above.
         let d = self.word(&o[0])?;
         let [a, b, c] = [row(self, 1)?, row(self, 2)?, row(self, 3)?];
         Ok(if flushes(m)? {
@@ -108,9 +108,17 @@ impl Decoder {
                 b: self.word(operand(o, 2)?)?,
             });
         }
-        if matches!(m[0], "clz" | "popc") {
+        if matches!(m[0], "clz" | "popc" | "bfind") {
+            arity(m[0], o)?;
             return Ok(Op::Count64 {
-                clz: m[0] == "clz",
+                f: match m[0] {
+                    "clz" => Count::Clz,
+                    "popc" => Count::Popc,
+                    _ => Count::Bfind {
+                        signed,
+                        amount: m.contains(&"shiftamt"),
+                    },
+                },
                 d: self.word(&o[0])?,
                 a: self.double(&o[1])?,
             });

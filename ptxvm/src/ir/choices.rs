@@ -52,6 +52,22 @@ impl Ty {
     }
 }
 
+/// What is counted in 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Zeros before the highest one.
+    Clz,
+    /// Ones.
+    Popc,
+    /// Where the highest bit is that is not the sign.
+    Bfind {
+        /// Whether there is a sign.
+        signed: bool,
+        /// Counted from the top.
+        amount: bool,
+    },
+}
+
 /// Operations on rows of up to 32 bits; 16-bit ones keep the upper half zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -89,6 +105,8 @@ pub enum Alu {
     BfeS,
     BfindU,
     BfindS,
+    ShiftAmtU,
+    ShiftAmtS,
     Brev,
     Clz,
     Popc,

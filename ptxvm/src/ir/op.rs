@@ -1,6 +1,8 @@
 //! What instructions do.
 
-use super::{Alu, Alu64, Atomic, Bool, Carry, Cmp, Mma, Round, Row, Shuffle, Space, Ty, Vote};
+use super::{
+    Alu, Alu64, Atomic, Bool, Carry, Cmp, Count, Mma, Round, Row, Shuffle, Space, Ty, Vote,
+};
 
 /// An address: a row (32 or 64 bits) and an offset.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +101,7 @@ pub enum Op {
     },
     /// Count of a 64-bit row into a 32-bit one.
     Count64 {
-        clz: bool,
+        f: Count,
         d: Row,
         a: Row,
     },
