@@ -72,9 +72,9 @@ impl Checkpoint {
             Format::PytorchZip => {
                 // Each storage has a little header in front of it: no read-ahead of its data.
                 let _ = map.advise(memmap2::Advice::Random);
-                let entries = pickle::read(&path, &map)?;
+                let read = pickle::read(&path, &map)?;
                 let _ = map.advise(memmap2::Advice::Normal);
-                (entries, BTreeMap::new())
+                read
             }
         };
         let mut index = HashMap::with_capacity(entries.len());
@@ -135,7 +135,8 @@ impl Checkpoint {
         })
     }
 
-    /// The `__metadata__` of a safetensors file; empty for a PyTorch file.
+    /// The `__metadata__` of a safetensors file, or what crosstune wrote beside a PyTorch file's tensors;
+    /// empty where there is none.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }

@@ -1,4 +1,4 @@
-//! Named tensors on disk: memory-mapped reading of safetensors and PyTorch files, safe writing, and
+//! Named tensors on disk: memory-mapped reading of safetensors and PyTorch files, safe writing of both, and
 //! what the tensors of a published text model say about it.
 
 pub mod checkpoint;
@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod pickle;
 mod pickle_machine;
 mod pickle_values;
+pub mod pickle_write;
 mod preset;
 pub mod published;
 pub mod safetensors;
@@ -16,3 +17,4 @@ pub mod text_model;
 pub mod view;
 pub mod write;
 pub mod zip;
+mod zip_write;

@@ -3,6 +3,7 @@
 //! A pickle is a program. `pickle_machine.rs` runs it, but can build only tensors and
 //! plain containers: it calls nothing, and a file that asks for anything else is refused by name.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -18,14 +19,18 @@ use crate::weights::zip::Archive;
 /// Training checkpoints keep the model's tensors one level down, under one of these.
 const NESTED: [&str; 2] = ["state_dict", "model_state_dict"];
 
-/// The tensors of a PyTorch zip file, in the order of its dictionary.
+/// What crosstune puts beside the tensors of a file that it writes: a JSON object of texts.
+pub(super) const METADATA: &str = "crosstune.json";
+
+/// The tensors of a PyTorch zip file, in the order of its dictionary, and what crosstune wrote beside
+/// them.
 ///
 /// A nested `state_dict` is unwrapped; values that are not tensors are passed over.
 ///
 /// # Errors
 /// [`crate::error::Error::Input`] for a damaged file, a pickle that asks for anything but tensors
 /// and plain containers, and tensors that are not contiguous.
-pub fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+pub fn read(path: &Path, bytes: &[u8]) -> Result<(Vec<Entry>, BTreeMap<String, String>)> {
     let file = path.display();
     let zip = Archive::read(path, bytes)?;
     let Some(pickle_name) = zip.names().filter(|n| is_pickle(n)).min_by_key(|n| n.len()) else {
@@ -49,11 +54,16 @@ pub fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
             "{file}: was written on a big-endian machine; load it there and save it as safetensors"
         ));
     }
+    let metadata = match entry(METADATA)? {
+        None => BTreeMap::new(),
+        Some(range) => serde_json::from_slice(&bytes[range])
+            .map_err(|e| bad_input!("{file}: its entry {prefix}{METADATA}: {e}"))?,
+    };
     let program = entry("data.pkl")?.unwrap_or_default();
     let (heap, root) =
         run(&bytes[program]).map_err(|why| bad_input!("{file}: {pickle_name} {why}"))?;
     let tensors = collect(&heap, root).map_err(|why| bad_input!("{file}: {why}"))?;
-    tensors
+    let entries: Result<Vec<Entry>> = tensors
         .into_iter()
         .map(|(name, tensor)| {
             let key = heap.text(tensor.key);
@@ -61,7 +71,8 @@ pub fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
             place(name, tensor, key, storage)
                 .map_err(|why| bad_input!("{file}: tensor {name} {why}"))
         })
-        .collect()
+        .collect();
+    Ok((entries?, metadata))
 }
 
 /// A command that turns a file that `torch.load` understands into a safetensors file.
@@ -190,6 +201,19 @@ pub(crate) fn storage_dtype(name: &str) -> Option<Dtype> {
     })
 }
 
+/// What PyTorch calls a storage of that element type.
+pub(super) fn storage_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F64 => "DoubleStorage",
+        Dtype::F32 => "FloatStorage",
+        Dtype::F16 => "HalfStorage",
+        Dtype::Bf16 => "BFloat16Storage",
+        Dtype::I64 => "LongStorage",
+        Dtype::I32 => "IntStorage",
+        Dtype::U8 => "ByteStorage",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,7 +288,7 @@ mod tests {
         let pickle = one_tensor(1, &[3, 1], &[1, 7], 4);
         let files: [(&str, &[u8]); 2] = [("a/data.pkl", &pickle), ("a/data/0", &[9; 16])];
         let bytes = archive(&files, true);
-        let entries = read(Path::new("a"), &bytes).unwrap();
+        let (entries, _) = read(Path::new("a"), &bytes).unwrap();
         assert_eq!(
             (&entries[0].name[..], &entries[0].shape[..]),
             ("w", &[3, 1][..])
@@ -358,7 +382,7 @@ mod tests {
             &[("a/data.pkl", b"}q\x00X\x0a\0\0\0state_dicth\x00s.")],
             false,
         );
-        assert!(read(Path::new("a"), &zip).unwrap().is_empty());
+        assert!(read(Path::new("a"), &zip).unwrap().0.is_empty());
     }
 
     #[test]
@@ -371,6 +395,11 @@ mod tests {
         assert!(with("a/constants.pkl", b"").contains("is a TorchScript program"));
         let text = message(&archive(&[("a/word.xml", b"")], false));
         assert!(text.contains("is a zip file without data.pkl"), "{text}");
+        let text = with("a/crosstune.json", b"[1]");
+        assert!(
+            text.contains("a.bin: its entry a/crosstune.json: "),
+            "{text}"
+        );
     }
 
     #[test]

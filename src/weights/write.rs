@@ -38,6 +38,17 @@ pub struct OutSpec<'a> {
     pub shape: &'a [usize],
 }
 
+impl<'a> OutSpec<'a> {
+    /// What a tensor says of itself.
+    pub(super) fn of(tensor: &'a OutTensor<'_>) -> OutSpec<'a> {
+        OutSpec {
+            name: tensor.name,
+            dtype: tensor.dtype,
+            shape: &tensor.shape,
+        }
+    }
+}
+
 /// Writes a safetensors file; the same input gives the same bytes.
 ///
 /// Tensors keep their order, but wider element types come first, so that all values are aligned.
@@ -50,14 +61,7 @@ pub fn write_safetensors(
     tensors: &[OutTensor<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let specs: Vec<_> = tensors
-        .iter()
-        .map(|t| OutSpec {
-            name: t.name,
-            dtype: t.dtype,
-            shape: &t.shape,
-        })
-        .collect();
+    let specs: Vec<_> = tensors.iter().map(OutSpec::of).collect();
     write_safetensors_streamed(path, &specs, metadata, |i| {
         Ok(Cow::Borrowed(&*tensors[i].bytes))
     })
@@ -83,7 +87,7 @@ pub fn write_safetensors_streamed<'a>(
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for &i in &order {
-            match bytes_of(i).and_then(|bytes| checked(path, &specs[i], bytes)) {
+            match bytes_of(i).and_then(|b| check_values(path, &specs[i], &b).map(|()| b)) {
                 Ok(bytes) => out.write_all(&bytes)?,
                 Err(e) => {
                     failed = Some(e);
@@ -200,22 +204,10 @@ fn header(
     if !metadata.is_empty() {
         fields.insert("__metadata__".into(), json!(metadata));
     }
-    let (mut names, mut start) = (HashSet::new(), 0usize);
+    let (mut names, mut start) = (HashSet::from(["__metadata__"]), 0usize);
     for &i in order {
         let OutSpec { name, dtype, shape } = &specs[i];
-        if *name == "__metadata__" || !names.insert(*name) {
-            return Err(bad_input!(
-                "{}: would hold two tensors called {name}; names must differ",
-                path.display()
-            ));
-        }
-        let Some(end) = byte_size(*dtype, shape).and_then(|size| start.checked_add(size)) else {
-            return Err(bad_input!(
-                "{}: tensor {name} of shape {} is too large",
-                path.display(),
-                shape_text(shape)
-            ));
-        };
+        let end = start.saturating_add(unique_size(path, &specs[i], &mut names)?);
         let field = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [start, end] });
         fields.insert((*name).into(), field);
         start = end;
@@ -225,9 +217,28 @@ fn header(
     Ok(header)
 }
 
-fn checked<'a>(path: &Path, spec: &OutSpec<'_>, bytes: Cow<'a, [u8]>) -> Result<Cow<'a, [u8]>> {
+/// The size of a tensor's values, of which there is no other by its name in `names`.
+pub(super) fn unique_size<'a>(
+    path: &Path,
+    spec: &OutSpec<'a>,
+    names: &mut HashSet<&'a str>,
+) -> Result<usize> {
+    let (file, name) = (path.display(), spec.name);
+    if !names.insert(name) {
+        return Err(bad_input!(
+            "{file}: would hold two tensors called {name}; names must differ"
+        ));
+    }
+    byte_size(spec.dtype, spec.shape).ok_or_else(|| {
+        let shape = shape_text(spec.shape);
+        bad_input!("{file}: tensor {name} of shape {shape} is too large")
+    })
+}
+
+/// Fails unless the values fill the shape.
+pub(super) fn check_values(path: &Path, spec: &OutSpec<'_>, bytes: &[u8]) -> Result<()> {
     match byte_size(spec.dtype, spec.shape) {
-        Some(size) if size == bytes.len() => Ok(bytes),
+        Some(size) if size == bytes.len() => Ok(()),
         size => Err(bad_input!(
             "{}: tensor {} is {} {}, expected {} bytes, got {}",
             path.display(),

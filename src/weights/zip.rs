@@ -7,11 +7,11 @@ use std::path::Path;
 use crate::bad_input;
 use crate::error::Result;
 
-const END_OF_DIRECTORY: u32 = 0x0605_4b50;
+pub(super) const END_OF_DIRECTORY: u32 = 0x0605_4b50;
 const ZIP64_LOCATOR: u32 = 0x0706_4b50;
 const ZIP64_END: u32 = 0x0606_4b50;
-const DIRECTORY_ENTRY: u32 = 0x0201_4b50;
-const LOCAL_HEADER: u32 = 0x0403_4b50;
+pub(super) const DIRECTORY_ENTRY: u32 = 0x0201_4b50;
+pub(super) const LOCAL_HEADER: u32 = 0x0403_4b50;
 /// In a 32-bit field: look into the zip64 extra field.
 const IN_ZIP64: u64 = 0xffff_ffff;
 const ZIP64_EXTRA: u16 = 1;
