@@ -1,10 +1,11 @@
 //! Bottlenecks and Compacters of OpenDelta: their names, and their settings from tensors and
-//! `config.json`.
+//! what is said beside them.
 
 use serde_json::{Value, json};
 
 use super::bottleneck::BottleneckConfig;
 use super::compacter::CompacterConfig;
+use super::delta_config::{Said, compacter_kind};
 use super::found::Found;
 use crate::bad_input;
 use crate::error::Result;
@@ -38,18 +39,36 @@ pub(super) fn own_name(name: &str) -> Option<std::result::Result<String, &'stati
     })
 }
 
+/// OpenDelta's name for a tensor of ours. A parallel adapter has that of the first module of its pair,
+/// which comes first where parameters are named.
+pub(super) fn their_name(own: &str) -> String {
+    match own.split_once(PARALLEL) {
+        Some((module, rest)) => {
+            let attention = module.strip_suffix("attention.output.dense");
+            let block = attention.or(module.strip_suffix("output.dense"));
+            let first = match attention {
+                Some(_) => "attention.self",
+                None => "intermediate.dense",
+            };
+            format!("{}{first}{PARALLEL}{rest}", block.unwrap_or(module))
+        }
+        None => own.into(),
+    }
+}
+
 /// Settings of the bottlenecks, if there are any.
 pub(super) fn bottleneck(
     found: &Found,
     file: &Checkpoint,
-    settings: &Value,
+    said: &mut Said,
 ) -> Result<Option<BottleneckConfig>> {
     let first = found.names.iter();
     let mut first = first.filter(|(own, _)| own.ends_with(".modulelist.down_proj.weight"));
     let Some((own, name)) = first.next() else {
         return Ok(None);
     };
-    expect(file, settings, &[("non_linearity", json!("gelu_new"))])?;
+    said.expect_activation("gelu_new", "OpenDelta's and PECTVLM's")?;
+    said.expect("scaled", &json!(1))?;
     Ok(Some(BottleneckConfig {
         channels: extent(file, name)?,
         parallel: own.contains(PARALLEL),
@@ -60,7 +79,7 @@ pub(super) fn bottleneck(
 pub(super) fn compacter(
     found: &Found,
     file: &Checkpoint,
-    settings: &Value,
+    said: &mut Said,
     hidden: usize,
 ) -> Result<Option<CompacterConfig>> {
     let mut rules = found.names.iter().filter_map(|(own, name)| {
@@ -70,18 +89,11 @@ pub(super) fn compacter(
     let Some((module, rule)) = rules.next() else {
         return Ok(None);
     };
-    expect(
-        file,
-        settings,
-        &[
-            ("non_linearity", json!("relu")),
-            ("phm_rank", json!(1)),
-            ("factorized_phm", json!(true)),
-            ("factorized_phm_rule", json!(false)),
-            ("shared_phm_rule", json!(false)),
-            ("shared_W_phm", json!(false)),
-        ],
-    )?;
+    // CompacterModel has another default than CompacterConfig, which PECTVLM goes through.
+    said.expect_activation("relu", "PECTVLM's")?;
+    for (field, want) in compacter_kind() {
+        said.expect(field, &want)?;
+    }
     let bias = format!("{module}.down_sampler.b");
     let Some(name) = found.names.get(&bias) else {
         return Err(bad_input!(
@@ -89,12 +101,14 @@ pub(super) fn compacter(
             file.path().display()
         ));
     };
-    let said = settings.get("reduction_factor").and_then(Value::as_u64);
+    let saved = said.saved.as_ref().and_then(|s| s.compacter.as_ref());
+    let config = said.get("reduction_factor").and_then(Value::as_u64);
+    let reduction = config.map(|n| n as usize).or(saved.map(|s| s.reduction));
     let width = extent(file, name)?;
     // Of all that give this width, the largest.
     let least = hidden.checked_div(width).unwrap_or(0);
     Ok(Some(CompacterConfig {
-        reduction: said.map_or(least, |n| n as usize),
+        reduction: reduction.unwrap_or(least),
         phm_dim: extent(file, rule)?,
     }))
 }
@@ -109,21 +123,4 @@ fn extent(file: &Checkpoint, name: &str) -> Result<usize> {
             file.path().display()
         )),
     }
-}
-
-/// Fails where `config.json` says something else than what crosstune computes.
-fn expect(file: &Checkpoint, settings: &Value, wanted: &[(&str, Value)]) -> Result<()> {
-    for (field, want) in wanted {
-        match settings.get(field) {
-            Some(found) if !found.is_null() && found != want => {
-                let folder = file.path().parent().unwrap_or(file.path());
-                return Err(bad_input!(
-                    "{}: {field}: found {found}, expected {want}; crosstune has no other",
-                    folder.join("config.json").display()
-                ));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

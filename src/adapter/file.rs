@@ -68,21 +68,30 @@ impl AdapterFile {
     /// # Errors
     /// If it can't be written.
     pub fn save(&self, path: &Path) -> Result<()> {
+        let names: Vec<String> = self.tensors.iter().map(|t| t.0.clone()).collect();
+        write_safetensors(path, &self.out_tensors(&names), &self.metadata())
+    }
+
+    /// What is said beside the tensors.
+    pub(super) fn metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = self.origin.clone();
         metadata.insert("format".into(), FORMAT.into());
         let config = serde_json::to_string(&self.config).unwrap_or_default();
         metadata.insert("adapter".into(), config);
-        let tensors: Vec<OutTensor<'_>> = self
-            .tensors
-            .iter()
-            .map(|(name, shape, values)| OutTensor {
+        metadata
+    }
+
+    /// The tensors under other names, one each, for a file.
+    pub(super) fn out_tensors<'a>(&'a self, names: &'a [String]) -> Vec<OutTensor<'a>> {
+        let pairs = self.tensors.iter().zip(names);
+        pairs
+            .map(|((_, shape, values), name)| OutTensor {
                 name,
                 dtype: Dtype::F32,
                 shape: shape.clone(),
                 bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
             })
-            .collect();
-        write_safetensors(path, &tensors, &metadata)
+            .collect()
     }
 
     /// Reads an adapter.
@@ -92,7 +101,7 @@ impl AdapterFile {
     pub fn load(path: &Path) -> Result<AdapterFile> {
         let file = Checkpoint::open(path)?;
         let metadata = file.metadata();
-        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+        let Some(config) = settings(&file)? else {
             return Err(bad_input!(
                 "{}: is not an adapter of crosstune; expected metadata format `{FORMAT}`, found {}",
                 path.display(),
@@ -100,10 +109,7 @@ impl AdapterFile {
                     .get("format")
                     .map_or("none".into(), |f| format!("`{f}`"))
             ));
-        }
-        let text = metadata.get("adapter").map_or("", String::as_str);
-        let config = serde_json::from_str(text)
-            .map_err(|e| bad_input!("{}: metadata `adapter`: {e}", path.display()))?;
+        };
         let mut origin = metadata.clone();
         origin.remove("format");
         origin.remove("adapter");
@@ -158,4 +164,16 @@ impl AdapterFile {
             None => Ok(()),
         }
     }
+}
+
+/// The settings beside a file's tensors; `None` where crosstune did not write it.
+pub(super) fn settings(file: &Checkpoint) -> Result<Option<Adapter>> {
+    let metadata = file.metadata();
+    if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+        return Ok(None);
+    }
+    let text = metadata.get("adapter").map_or("", String::as_str);
+    serde_json::from_str(text)
+        .map(Some)
+        .map_err(|e| bad_input!("{}: metadata `adapter`: {e}", file.path().display()))
 }

@@ -13,6 +13,8 @@ use crate::weights::checkpoint::{Checkpoint, shape_text};
 
 /// What PEFT puts in front of every name.
 pub(super) const PEFT_PREFIX: &str = "base_model.model.";
+/// The end of the name that only full training saves.
+const WORDS: &str = "embeddings.word_embeddings.weight";
 /// What may stand in front of encoder names: M-CLIP, BERT and RoBERTa with a task head, and none.
 const MODULE_PREFIXES: [&str; 4] = ["transformer.", "bert.", "roberta.", ""];
 
@@ -61,6 +63,9 @@ pub(super) struct Found {
     pub names: BTreeMap<String, String>,
     /// Modules with a branch: our name to the name inside the wrapped module.
     pub modules: BTreeMap<String, String>,
+    /// Biases that OpenDelta before 0.3.2 adds to what a layer norm gives: our name of the norm's bias,
+    /// to which they come, to the file's.
+    added: BTreeMap<String, String>,
 }
 
 impl Found {
@@ -69,12 +74,14 @@ impl Found {
         let mut found = Found {
             names: BTreeMap::new(),
             modules: BTreeMap::new(),
+            added: BTreeMap::new(),
         };
-        for (full, view) in file.tensors() {
-            let bad = |why: &str| bad_input!("{}: tensor {full} {why}", file.path().display());
+        let full = file.names().any(|n| n.ends_with(WORDS));
+        for (full_name, view) in file.tensors() {
+            let bad = |why: &str| bad_input!("{}: tensor {full_name} {why}", file.path().display());
             let inner = match dialect {
-                Dialect::OpenDelta => full,
-                Dialect::Peft => full.strip_prefix(PEFT_PREFIX).ok_or_else(|| {
+                Dialect::OpenDelta => full_name,
+                Dialect::Peft => full_name.strip_prefix(PEFT_PREFIX).ok_or_else(|| {
                     bad("does not begin with base_model.model., as PEFT's names do")
                 })?,
             };
@@ -103,12 +110,19 @@ impl Found {
             if let (Dialect::OpenDelta, Some(name)) = (dialect, deltas::own_name(&own)) {
                 let name = name.map_err(&bad)?;
                 // Both modules of a parallel adapter's pair hold it, as one or as equal copies.
-                match found.names.insert(name, full.into()) {
+                match found.names.insert(name, full_name.into()) {
                     Some(former) if file.tensor(&former)?.bytes != view.bytes => {
                         return Err(bad(&format!("is another one than {former}")));
                     }
                     _ => continue,
                 }
+            }
+            let added = own
+                .strip_suffix(".bitfit.bias")
+                .map(|m| format!("{m}.bias"));
+            if let Some(name) = added.filter(|name| is_saved(name, dialect)) {
+                found.added.insert(name, full_name.into());
+                continue;
             }
             let name = match dialect.lora_name(&own) {
                 Some((module, factor)) if is_linear(module) => {
@@ -117,21 +131,45 @@ impl Found {
                     format!("{module}.lora.{factor}")
                 }
                 Some(_) => return Err(bad("is a branch beside no linear layer of a block")),
-                None if is_saved(&own) => own,
-                None if dialect == Dialect::OpenDelta && own == SOFT_EMBEDS => own,
+                None if is_saved(&own, dialect) => own,
+                None if dialect == Dialect::OpenDelta && (full || own == SOFT_EMBEDS) => own,
                 None => {
-                    return Err(bad(
+                    let more = match dialect {
+                        Dialect::Peft => "",
+                        Dialect::OpenDelta => "biases, ",
+                    };
+                    return Err(bad(&format!(
                         "cannot be represented: beside LoRA and OpenDelta's adapters, compacters and \
-                         soft prompts, crosstune reads the blocks' output.LayerNorm and \
+                         soft prompts, crosstune reads the blocks' {more}output.LayerNorm and \
                          LinearTransformation alone",
-                    ));
+                    )));
                 }
             };
-            if found.names.insert(name, full.into()).is_some() {
+            if found.names.insert(name, full_name.into()).is_some() {
                 return Err(bad("stands in it twice under different prefixes"));
             }
         }
         Ok(found)
+    }
+
+    /// Whether every tensor was trained: the words' embeddings were.
+    pub fn full(&self) -> bool {
+        self.names.keys().any(|own| own.ends_with(WORDS))
+    }
+
+    /// Whether biases of linear layers were trained, or added: BitFit.
+    pub fn biases(&self) -> bool {
+        let is = |own: &String| own.strip_suffix(".bias").is_some_and(is_linear);
+        !self.added.is_empty() || self.names.keys().any(is)
+    }
+
+    /// Whether the blocks' layer norms were trained as a whole, and not as biases among others.
+    pub fn layer_norms(&self) -> bool {
+        let weight = |own: &String| own.ends_with("output.LayerNorm.weight");
+        match self.biases() {
+            true => self.names.keys().any(weight),
+            false => self.saved("output.LayerNorm"),
+        }
     }
 
     /// Whether modules of that ending were trained themselves.
@@ -232,30 +270,55 @@ impl Found {
         config.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, &config);
         let mut state = model.init(&program.graph, &config, &[0])?;
+        let mut missing = Vec::new();
         for t in 0..state.tensors.len() {
             let (own, want) = (&state.tensors[t].name, &state.tensors[t].shape);
-            let Some(name) = self.names.get(own) else {
-                if initial(own, want, 0).is_some() {
-                    return Err(bad_input!("{path}: has no tensor for {own}"));
-                }
-                notes.push(format!("{own} is not in it: the model's is taken"));
-                continue;
-            };
-            let view = file.tensor(name)?;
-            if view.shape != want {
-                return Err(bad_input!(
-                    "{path}: {name} is {}, expected {}: it was trained for another model",
-                    shape_text(view.shape),
-                    shape_text(want)
-                ));
+            let (name, added) = (self.names.get(own), self.added.get(own));
+            if name.is_none() && initial(own, want, 0).is_some() {
+                return Err(bad_input!("{path}: has no tensor for {own}"));
             }
-            state.set_value(t, 0, &view.to_f32());
+            if name.is_none() && added.is_none() {
+                missing.push(own.clone());
+                continue;
+            }
+            let mut values = match name {
+                Some(name) => read(file, name, want)?,
+                None => state.value(t, 0).to_vec(),
+            };
+            if let Some(name) = added {
+                let more = read(file, name, want)?;
+                values.iter_mut().zip(more).for_each(|(v, x)| *v += x);
+            }
+            state.set_value(t, 0, &values);
         }
-        match self.names.iter().find(|(own, _)| state.find(own).is_none()) {
+        match &missing[..] {
+            [] => {}
+            [one] => notes.push(format!("{one} is not in it: the model's is taken")),
+            [first, others @ ..] => notes.push(format!(
+                "{first} and {} more tensors are not in it: the model's are taken",
+                others.len()
+            )),
+        }
+        let mut all = self.names.iter().chain(&self.added);
+        match all.find(|(own, _)| state.find(own).is_none()) {
             Some((_, name)) => Err(bad_input!("{path}: {name} is no part of the model")),
             None => Ok(AdapterFile::from_state(&config, &state, 0, origin)),
         }
     }
+}
+
+/// The values of a tensor, which must have that shape.
+fn read(file: &Checkpoint, name: &str, want: &[usize]) -> Result<Vec<f32>> {
+    let view = file.tensor(name)?;
+    if view.shape != want {
+        return Err(bad_input!(
+            "{}: {name} is {}, expected {}: it was trained for another model",
+            file.path().display(),
+            shape_text(view.shape),
+            shape_text(want)
+        ));
+    }
+    Ok(view.to_f32())
 }
 
 /// A name inside the wrapped module by M-CLIP's names.
@@ -278,10 +341,11 @@ fn is_linear(module: &str) -> bool {
     layer.is_some_and(|(_, linear)| LINEAR_LAYERS.contains(&linear))
 }
 
-fn is_saved(own: &str) -> bool {
+fn is_saved(own: &str, dialect: Dialect) -> bool {
     let saved = Adapter {
         layer_norms: true,
         head: true,
+        biases: dialect == Dialect::OpenDelta,
         ..Adapter::default()
     };
     let parameter = own.rsplit('.').next();

@@ -124,6 +124,18 @@ impl LoraConfig {
         }
     }
 
+    /// The targets in a program for which `dense` is the pooler too, which has no branch here.
+    pub(super) fn targets_beside_pooler(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for target in &self.targets {
+            match ends_with("pooler.dense", target) {
+                true => names.extend(LINEAR_LAYERS.iter().filter(|l| ends_with(l, target))),
+                false => names.push(target),
+            }
+        }
+        names
+    }
+
     /// Checks that the layers which targets and patterns number are there.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod bottleneck;
 pub mod compacter;
+mod delta_config;
 mod deltas;
 pub mod file;
 mod found;

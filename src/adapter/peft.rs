@@ -6,7 +6,6 @@
 //! `transformer`) or [`Wrapped::Encoder`] (the bare XLM-R or BERT of transformers). Layer norms and
 //! head are PEFT's modules_to_save.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::file::AdapterFile;
@@ -15,23 +14,43 @@ use super::peft_config::{self, PeftConfig};
 use super::{Adapter, LoraConfig};
 use crate::bad_input;
 use crate::error::Result;
-use crate::tensor::Dtype;
 use crate::train::program::TextModel;
 use crate::weights::checkpoint::Checkpoint;
-use crate::weights::write::{OutTensor, write_atomic, write_folder, write_safetensors};
+use crate::weights::write::{write_atomic, write_folder, write_safetensors};
 
 /// The settings' file.
 pub const CONFIG: &str = "adapter_config.json";
 /// Names of the tensors' file, best first.
 pub const TENSORS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
-/// The module that PEFT wraps.
+/// The module that PEFT or OpenDelta wraps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrapped {
-    /// M-CLIP: `base_model.model.transformer.encoder.layer.0...`.
+    /// M-CLIP: `transformer.encoder.layer.0...`, for PEFT after `base_model.model.`.
     MClip,
-    /// Its encoder alone: `base_model.model.encoder.layer.0...`.
+    /// Its encoder alone: `encoder.layer.0...`.
     Encoder,
+}
+
+impl Wrapped {
+    /// Fails where an adapter trains what is not in the module.
+    pub(super) fn check(self, adapter: &Adapter) -> Result<()> {
+        match adapter.head && self == Wrapped::Encoder {
+            true => Err(bad_input!(
+                "adapter: has a trained LinearTransformation, which is no part of the encoder; give \
+                 --module m-clip"
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// A tensor's name in the module.
+    pub(super) fn inner(self, name: &str) -> &str {
+        match self {
+            Wrapped::MClip => name,
+            Wrapped::Encoder => name.strip_prefix("transformer.").unwrap_or(name),
+        }
+    }
 }
 
 /// Writes the folder `out` for PEFT; the values stay F32, bit by bit.
@@ -40,12 +59,7 @@ pub enum Wrapped {
 /// [`crate::error::Error::Input`] for an adapter without LoRA, one of every tensor, a prompt, or a head where
 /// the encoder alone is wrapped; those of [`write_folder`].
 pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()> {
-    if adapter.config.head && wrapped == Wrapped::Encoder {
-        return Err(bad_input!(
-            "adapter: has a trained LinearTransformation, which is no part of the encoder; give \
-             --module m-clip"
-        ));
-    }
+    wrapped.check(&adapter.config)?;
     if let Some(what) = adapter.config.own_layers() {
         return Err(bad_input!(
             "adapter: has {what}, which PEFT's LoRA format cannot hold"
@@ -63,17 +77,6 @@ pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()>
         .iter()
         .map(|(name, ..)| peft_name(name, wrapped))
         .collect();
-    let tensors: Vec<OutTensor<'_>> = adapter
-        .tensors
-        .iter()
-        .zip(&names)
-        .map(|((_, shape, values), name)| OutTensor {
-            name,
-            dtype: Dtype::F32,
-            shape: shape.clone(),
-            bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
-        })
-        .collect();
     let mut metadata = adapter.origin.clone();
     metadata.insert("format".into(), "pt".into());
     write_folder(out, |temp| {
@@ -81,15 +84,16 @@ pub fn export(adapter: &AdapterFile, wrapped: Wrapped, out: &Path) -> Result<()>
             serde_json::to_writer_pretty(&mut *file, &config)?;
             file.write_all(b"\n")
         })?;
-        write_safetensors(&temp.join(TENSORS[0]), &tensors, &metadata)
+        write_safetensors(
+            &temp.join(TENSORS[0]),
+            &adapter.out_tensors(&names),
+            &metadata,
+        )
     })
 }
 
 fn peft_name(name: &str, wrapped: Wrapped) -> String {
-    let inner = match wrapped {
-        Wrapped::MClip => name,
-        Wrapped::Encoder => name.strip_prefix("transformer.").unwrap_or(name),
-    };
+    let inner = wrapped.inner(name);
     match inner.split_once(".lora.") {
         Some((module, factor)) => format!("{PEFT_PREFIX}{module}.{factor}.weight"),
         None => format!("{PEFT_PREFIX}{inner}"),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::adapter::{Adapter, LINEAR_LAYERS, ends_with};
+use crate::adapter::{Adapter, ends_with};
 use crate::bad_input;
 use crate::error::{Error, Result};
 
@@ -103,14 +103,6 @@ pub fn write(adapter: &Adapter, base: Option<&str>) -> Result<Value> {
              of it"
         ));
     };
-    let mut targets: Vec<&str> = Vec::new();
-    for target in &lora.targets {
-        // In PEFT's eyes `dense` is the pooler too, which has no branch here.
-        match ends_with("pooler.dense", target) {
-            true => targets.extend(LINEAR_LAYERS.iter().filter(|l| ends_with(l, target))),
-            false => targets.push(target),
-        }
-    }
     let mut saved = Vec::new();
     if adapter.layer_norms {
         saved.push("output.LayerNorm");
@@ -133,7 +125,7 @@ pub fn write(adapter: &Adapter, base: Option<&str>) -> Result<Value> {
         "peft_type": "LORA",
         "r": lora.rank,
         "rank_pattern": lora.rank_pattern,
-        "target_modules": targets,
+        "target_modules": lora.targets_beside_pooler(),
         "task_type": null,
         "use_dora": false,
         "use_rslora": lora.rslora,
@@ -142,7 +134,7 @@ pub fn write(adapter: &Adapter, base: Option<&str>) -> Result<Value> {
 
 /// The shortest decimal that is this number; a whole one where it is one: PEFT declares alpha as an
 /// integer.
-fn number(x: f32) -> Value {
+pub(super) fn number(x: f32) -> Value {
     match x.fract() == 0.0 && x.abs() < 1e9 {
         true => json!(x as i64),
         false => x.to_string().parse::<f64>().map_or(json!(x), |x| json!(x)),
