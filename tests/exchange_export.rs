@@ -211,7 +211,7 @@ fn what_no_file_says_is_assumed_aloud() {
     }
 }
 
-/// OpenDelta before 0.3.2 puts a layer of its own after a layer norm, and leaves the norm's bias.
+/// OpenDelta before 0.3 puts a layer of its own after a layer norm, and leaves the norm's bias.
 #[test]
 fn an_old_bitfits_biases_are_added_to_the_norms() {
     let w = trained(&["--method=bitfit", "--rank="]);

@@ -1,7 +1,8 @@
 //! OpenDelta's `config.json`, and what takes its place where it is missing.
 //!
 //! Source: opendelta 0.3.2 (`delta_configs.py`, the config class beside each model in
-//! `delta_models/`), run to see what it writes and reads.
+//! `delta_models/`) and, for the names of BitFit before 0.3, 0.2.4: both run to see what they write and
+//! read.
 
 use std::fs;
 use std::path::{Path, PathBuf};

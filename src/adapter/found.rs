@@ -63,7 +63,7 @@ pub(super) struct Found {
     pub names: BTreeMap<String, String>,
     /// Modules with a branch: our name to the name inside the wrapped module.
     pub modules: BTreeMap<String, String>,
-    /// Biases that OpenDelta before 0.3.2 adds to what a layer norm gives: our name of the norm's bias,
+    /// Biases that OpenDelta before 0.3 adds to what a layer norm gives: our name of the norm's bias,
     /// to which they come, to the file's.
     added: BTreeMap<String, String>,
 }
