@@ -18,6 +18,7 @@
 //           parameter-efficient prompt tuning" (2021); dropout by Philox counters.
 #include "param.cuh"
 #include "philox.cuh"
+#include "row_stats.cuh"
 #include "step_params.cuh"
 #include "vec.cuh"
 
@@ -42,7 +43,6 @@ __forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tabl
     const __half* token_type = tables.token_type + (long long)ids.token_type * ld;
     Param prompt = {tables.prompt, false, C};
     unsigned slot = member * tables.n_slots + ids.slot - 1;
-    float sum = 0.f, square = 0.f;
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
@@ -57,21 +57,8 @@ __forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tabl
 #pragma unroll
         for (int j = 0; j < 8; ++j) z[i][j] += t[j] + p[j];
         unpack8(z[i], pack8(z[i]));
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sum += z[i][j];   // the padding adds 0
     }
-    float mean = warp_sum(sum) / C;
-#pragma unroll
-    for (int i = 0; i < VECS; ++i) {
-        int col = (i * 32 + lane) * 8;
-        if (col >= ld) continue;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            float d = z[i][j] - mean;
-            square += col + j < C ? d * d : 0.f;
-        }
-    }
-    return make_float2(mean, 1.f / sqrtf(warp_sum(square) / C + eps));
+    return row_stats(z, C, ld, eps);
 }
 
 }  // namespace

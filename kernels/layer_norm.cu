@@ -13,6 +13,7 @@
 // Source    Ba, Kiros and Hinton, "Layer normalization" (2016); dropout by Philox counters.
 #include "param.cuh"
 #include "philox.cuh"
+#include "row_stats.cuh"
 #include "step_params.cuh"
 #include "vec.cuh"
 
@@ -32,7 +33,7 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
     TokenParams token = tokens[row];
     const MemberParams& member = step->members()[token.member];
     long long first = (long long)row * ld;
-    float x[VECS][8], sum = 0.f;
+    float x[VECS][8];
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
@@ -48,22 +49,9 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
         uint4 packed = pack8(x[i]);
         unpack8(x[i], packed);
         store16(z + first + col, packed);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sum += col + j < C ? x[i][j] : 0.f;
     }
-    float mean = warp_sum(sum) / C, square = 0.f;
-#pragma unroll
-    for (int i = 0; i < VECS; ++i) {
-        int col = (i * 32 + lane) * 8;
-        if (col >= ld) continue;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            float d = x[i][j] - mean;
-            square += col + j < C ? d * d : 0.f;
-        }
-    }
-    float rstd = 1.f / sqrtf(warp_sum(square) / C + eps);
-    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = make_float2(mean, rstd);
+    float2 stat = row_stats(x, C, ld, eps);
+    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
@@ -72,7 +60,7 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
         load_param(w, weight, token.member, col, C);
         load_param(b, bias, token.member, col, C);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) w[j] = fmaf((x[i][j] - mean) * rstd, w[j], b[j]);
+        for (int j = 0; j < 8; ++j) w[j] = fmaf((x[i][j] - stat.x) * stat.y, w[j], b[j]);
         store16(out + first + col, pack8(w));
     }
 }
