@@ -16,6 +16,7 @@
 // Source    Kingma and Ba, "Adam" (2015), as torch.optim.Adam has it (weight decay is added to the
 //           gradient, the corrections are applied apart); Micikevicius et al., "Mixed precision
 //           training" (2018), for scale and masters.
+#include "block_sum.cuh"
 #include "step_params.cuh"
 #include "vec.cuh"
 
@@ -63,17 +64,6 @@ __forceinline__ __device__ void store4(float* p, const float* x, int n, bool ali
     }
 }
 
-// The same bits for the same numbers, whatever else is summed beside.
-__forceinline__ __device__ float block_sum(float x) {
-    __shared__ float sums[THREADS / 32];
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0.f;
-    for (int w = 0; w < THREADS / 32; ++w) x += sums[w];
-    return x;
-}
-
 // Runs `f(i, at, n, aligned)` on groups of four of the block's numbers: i in the member's copy, at
 // in the flat buffers.
 template <class F>
@@ -107,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam_partials_f32(
 #pragma unroll
         for (int j = 0; j < 4; ++j) sum = fmaf(d[j], d[j], sum);
     });
-    sum = block_sum(sum);
+    sum = warps_sum<THREADS>(sum);
     if (threadIdx.x == 0) partials[(long long)blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
@@ -119,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam_factors_f32(
     float sum = 0.f;
     for (int i = threadIdx.x; i < n_chunks; i += THREADS)
         sum += partials[(long long)g * n_chunks + i];
-    sum = block_sum(sum);
+    sum = warps_sum<THREADS>(sum);
     if (threadIdx.x != 0) return;
     float scale = step->members()[g].loss_scale, length = sqrtf(sum) / scale;
     AdamParams a = adams[g];

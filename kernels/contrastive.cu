@@ -15,6 +15,7 @@
 //           zero where no gradient flows, dimage (null: not wanted).
 // Source    Radford et al., "Learning transferable visual models" (2021), figure 3; running sums:
 //           Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+#include "block_sum.cuh"
 #include "gemm.cuh"
 #include "step_params.cuh"
 #include "vec.cuh"
@@ -144,18 +145,13 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
 // Grid: G; block: 128.
 extern "C" __global__ void __launch_bounds__(128) contrastive_loss_f32(
     float* loss, const float* terms, const StepParams* step) {
-    __shared__ float sums[128];
     const MemberParams& m = step->members()[blockIdx.x];
     int n = m.rows[ITEMS][1] - m.rows[ITEMS][0], t = threadIdx.x;
     const float* own = terms + 2ll * m.rows[ITEMS][0];
     float sum = 0.f;
     for (int i = t; i < 2 * n; i += 128) sum += own[i];
-    sums[t] = sum;
-    for (int far = 64; far > 0; far /= 2) {
-        __syncthreads();
-        if (t < far) sums[t] += sums[t + far];
-    }
-    if (t == 0) loss[blockIdx.x] = n > 0 ? sums[0] / (2 * n) : 0.f;
+    sum = tree_sum<128>(sum);
+    if (t == 0) loss[blockIdx.x] = n > 0 ? sum / (2 * n) : 0.f;
 }
 
 // A block has 64 rows and COLS columns of one gradient: it makes the logits again, tile by tile,

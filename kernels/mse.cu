@@ -9,6 +9,7 @@
 //           partners or none.
 // Writes    = loss, dtext of all texts.
 // Source    Reimers and Gurevych, "Making monolingual sentence embeddings multilingual" (2020), 3.
+#include "block_sum.cuh"
 #include "step_params.cuh"
 #include "vec.cuh"
 
@@ -31,7 +32,6 @@ __forceinline__ __device__ Texts texts_of(const MemberParams& m) {
 // Grid: G; block: 256.
 extern "C" __global__ void __launch_bounds__(256) mse_forward_f32(
     float* loss, const __half* text, const StepParams* step, int E, int ld) {
-    __shared__ float sums[256];
     Texts m = texts_of(step->members()[blockIdx.x]);
     const __half* anchors = text + (long long)m.first * ld;
     const __half* partners = anchors + (long long)m.n_items * ld;
@@ -44,12 +44,8 @@ extern "C" __global__ void __launch_bounds__(256) mse_forward_f32(
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum = fmaf(a[j] - p[j], a[j] - p[j], sum);
     }
-    sums[t] = sum;
-    for (int far = 128; far > 0; far /= 2) {
-        __syncthreads();
-        if (t < far) sums[t] += sums[t + far];
-    }
-    if (t == 0) loss[blockIdx.x] = m.n_partners > 0 ? sums[0] / m.n_partners / E : 0.f;
+    sum = tree_sum<256>(sum);
+    if (t == 0) loss[blockIdx.x] = m.n_partners > 0 ? sum / m.n_partners / E : 0.f;
 }
 
 // Eight columns of a text a thread. Grid: (S of the bucket, ceil(ld / 1024)); block: 128.
