@@ -37,16 +37,9 @@ pub struct Backward {
 /// # Errors
 /// If a tensor is not as its field says, or the launch fails.
 pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
+    let check = Check("activation_forward");
     let tensors = [("out", op.out), ("inp", op.inp)];
-    check("activation_forward", cx, &tensors)?;
-    let args = [
-        op.out.into(),
-        op.inp.into(),
-        Arg::Ptr(cx.step.params()),
-        kind(op.kind),
-        int(op.inp.ld),
-    ];
-    launch("activation_forward_f16", cx, op.inp.ld).run(cx, &args)
+    launch(cx, check, "activation_forward_f16", op.kind, &tensors)
 }
 
 /// Launches the backward kernel.
@@ -54,43 +47,34 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
 /// # Errors
 /// If a tensor is not as its field says, or the launch fails.
 pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
+    let check = Check("activation_backward");
     let tensors = [("dinp", op.dinp), ("dout", op.dout), ("inp", op.inp)];
-    check("activation_backward", cx, &tensors)?;
-    let args = [
-        op.dinp.into(),
-        op.dout.into(),
-        op.inp.into(),
-        Arg::Ptr(cx.step.params()),
-        kind(op.kind),
-        int(op.inp.ld),
-    ];
-    launch("activation_backward_f16", cx, op.inp.ld).run(cx, &args)
+    launch(cx, check, "activation_backward_f16", op.kind, &tensors)
 }
 
-/// All are (T, C) with the rows as far apart as the last one's.
-fn check(op: &'static str, cx: Context<'_>, tensors: &[(&str, DeviceTensor)]) -> Result<()> {
-    let rows = cx.step.rows(Rows::Tokens);
-    let last = tensors.last().map(|(_, t)| (t.cols, t.ld));
-    let Some((cols, ld)) = last else {
-        return Ok(());
-    };
-    tensors
-        .iter()
-        .try_for_each(|(name, t)| Check(op).rows(name, t, (rows, cols), ld))
-}
-
-fn launch(kernel: &'static str, cx: Context<'_>, ld: usize) -> Launch {
-    Launch {
-        file: "activation",
-        kernel,
-        grid: [(cx.step.rows(Rows::Tokens) * ld).div_ceil(BLOCK), 1, 1],
-        block: [256, 1, 1],
+/// Tensors are a kernel's first arguments, all shaped like the last one.
+fn launch(
+    cx: Context<'_>,
+    check: Check,
+    kernel: &'static str,
+    kind: Kind,
+    tensors: &[(&str, DeviceTensor)],
+) -> Result<()> {
+    let (rows, inp) = (cx.step.rows(Rows::Tokens), tensors[tensors.len() - 1].1);
+    for (name, t) in tensors {
+        check.rows(name, t, (rows, inp.cols), inp.ld)?;
     }
-}
-
-fn kind(kind: Kind) -> Arg {
-    Arg::I32(match kind {
+    let mut args: Vec<Arg> = tensors.iter().map(|(_, t)| (*t).into()).collect();
+    let kind = match kind {
         Kind::GeluTanh => 0,
         Kind::Relu => 1,
-    })
+    };
+    args.extend([Arg::Ptr(cx.step.params()), Arg::I32(kind), int(inp.ld)]);
+    let launch = Launch {
+        file: "activation",
+        kernel,
+        grid: [(rows * inp.ld).div_ceil(BLOCK), 1, 1],
+        block: [256, 1, 1],
+    };
+    launch.run(cx, &args)
 }
