@@ -75,6 +75,7 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "linear_weight.dweight",error: 4e-6, nmse: 3e-13 }, // 8.7e-7, 6.6e-14
     Limit { name: "linear_weight.dbias",  error: 2e-7, nmse: 1e-15 }, // 4.2e-8, 2.8e-16
     Limit { name: "adam.norm",            error: 1e-7, nmse: 2e-14 }, // 3.5e-8, 4.9e-15
+    Limit { name: "adam.n",               error: 0.0,  nmse: 0.0   }, // exact
     Limit { name: "adam.values",          error: 7e-7, nmse: 3e-15 }, // 1.4e-7, 7.6e-16
     Limit { name: "adam.m",               error: 2e-7, nmse: 3e-15 }, // 4.2e-8, 6.8e-16
     Limit { name: "adam.v",               error: 3e-7, nmse: 8e-15 }, // 7.7e-8, 1.6e-15

@@ -1,7 +1,7 @@
 //! `kernels/adam.cu`
 
-use crosstune::cuda::Result;
 use crosstune::cuda::ops::adam::{Layout, Step, Trainable, copy_halves, step};
+use crosstune::cuda::{DevicePtr, Result};
 
 use crate::rig::*;
 
@@ -138,7 +138,7 @@ impl Case for Optimiser {
     fn read(&self, d: &Device, w: &World) -> Vec<Out> {
         let layout = self.layout(w);
         let members = 0..w.seeds.len();
-        let mut outs = vec![d.out_members(OP, "norm")];
+        let mut outs = vec![d.out_members(OP, "norm"), d.out_members(OP, "n")];
         for name in ["values", "m", "v"] {
             let flat = d.read(name).1;
             let own = |g| {
@@ -159,8 +159,8 @@ impl Case for Optimiser {
     }
 
     fn want(&self, w: &World) -> Vec<Vec<f64>> {
-        let (mut norms, mut values, mut ms, mut vs, mut halves) =
-            (vec![], vec![], vec![], vec![], vec![]);
+        let (mut norms, mut taken) = (vec![], vec![]);
+        let (mut values, mut ms, mut vs, mut halves) = (vec![], vec![], vec![], vec![]);
         for (g, s) in w.steps.iter().enumerate() {
             let own = |name: &str, i: usize| {
                 let all = doubles(&self.data(w, name, i));
@@ -171,12 +171,14 @@ impl Case for Optimiser {
             let grads = (0..self.tensors.len()).flat_map(|i| own("grads", i));
             let norm = grads.map(|d| d * d).sum::<f64>().sqrt() / scale;
             norms.push(norm);
+            let moves = s.active && norm.is_finite();
+            taken.push(f64::from(TAKEN) + f64::from(u8::from(moves)));
             let (a, n) = (&s.adam, i32::from(TAKEN as u8) + 1);
             let clip = (a.clip_norm / (norm + 1e-6)).min(1.0);
             for (i, t) in self.tensors.iter().enumerate() {
                 let (mut x, mut m, mut v) = (own("values", i), own("m", i), own("v", i));
                 for (j, d) in own("grads", i).into_iter().enumerate() {
-                    if !s.active || !norm.is_finite() {
+                    if !moves {
                         break;
                     }
                     let d = d * clip / scale + a.weight_decay * x[j];
@@ -193,7 +195,7 @@ impl Case for Optimiser {
                 vs.extend(v);
             }
         }
-        vec![norms, values, ms, vs, halves]
+        vec![norms, taken, values, ms, vs, halves]
     }
 }
 
@@ -244,4 +246,10 @@ fn adam_refuses_what_does_not_fit() {
     let error = copy_halves(d.context(), &layout, d.get("table").ptr, (halves, values));
     let error = error.expect_err("halves of four").to_string();
     assert!(error.contains("adam_copy: halves is"), "{error}");
+    let layout = FINITE.layout(&world);
+    for at in [DevicePtr::NULL, d.get("table").ptr.offset(8)] {
+        let error = copy_halves(d.context(), &layout, at, (halves, values));
+        let error = error.expect_err("a table at 16 bytes").to_string();
+        assert!(error.contains("adam_copy: table is at"), "{error}");
+    }
 }

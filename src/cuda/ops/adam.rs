@@ -186,7 +186,7 @@ pub fn step(cx: Context<'_>, op: &Step<'_>) -> Result<()> {
     if layout.is_empty() {
         return Ok(());
     }
-    let [tensors, chunks] = table(layout, op.table);
+    let [tensors, chunks] = table(check, layout, op.table)?;
     let args = [op.partials.into(), op.grads.into(), tensors, chunks];
     launch("adam_partials_f32", layout).run(cx, &args)?;
     let decide = Launch {
@@ -234,7 +234,7 @@ pub fn copy_halves(
     if layout.is_empty() {
         return Ok(());
     }
-    let [tensors, chunks] = table(layout, at);
+    let [tensors, chunks] = table(check, layout, at)?;
     let args = [halves.into(), values.into(), tensors, chunks];
     launch("adam_copy_f16", layout).run(cx, &args)
 }
@@ -247,9 +247,10 @@ fn check_halves(check: Check, layout: &Layout, t: &DeviceTensor) -> Result<()> {
 }
 
 /// The tensors and the chunks of a table at `at`.
-fn table(layout: &Layout, at: DevicePtr) -> [Arg; 2] {
+fn table(check: Check, layout: &Layout, at: DevicePtr) -> Result<[Arg; 2]> {
+    check.place("table", at)?;
     let tensors = layout.tensors.len() * size_of::<TensorParams>();
-    [Arg::Ptr(at), Arg::Ptr(at.offset(tensors))]
+    Ok([Arg::Ptr(at), Arg::Ptr(at.offset(tensors))])
 }
 
 fn launch(kernel: &'static str, layout: &Layout) -> Launch {

@@ -218,7 +218,8 @@ pub(super) fn param(
     let members = cx.step.bucket().members;
     let shape = t.rows == 1 && t.cols == c && (t.members == 0 || t.members == members);
     let dtype = t.dtype == Dtype::F32 || t.dtype == Dtype::F16;
-    check.that(shape && dtype && t.ptr.0.is_multiple_of(16), || {
+    check.that(shape && dtype, || {
         format!("{name} is {t:?}, expected (C) or (G, C) = ({members}, {c}), F16 or F32")
-    })
+    })?;
+    check.place(name, t.ptr)
 }

@@ -187,10 +187,18 @@ impl Check {
                 (want.members, want.rows, want.cols, want.ld)
             )
         })?;
-        self.that(
-            t.ptr.0.is_multiple_of(16) && t.ptr != DevicePtr::NULL,
-            || format!("{name} is at {:#x}, expected a multiple of 16", t.ptr.0),
-        )
+        self.place(name, t.ptr)
+    }
+
+    /// An address that kernels may read 16 bytes at.
+    fn place(self, name: &str, ptr: DevicePtr) -> Result<()> {
+        let ok = ptr.0.is_multiple_of(16) && ptr != DevicePtr::NULL;
+        self.that(ok, || {
+            format!(
+                "{name} is at {:#x}, expected a multiple of 16, not 0",
+                ptr.0
+            )
+        })
     }
 
     fn that(self, ok: bool, reason: impl FnOnce() -> String) -> Result<()> {
