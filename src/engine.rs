@@ -149,6 +149,14 @@ impl Engine {
         self.tokenizer()?.0.encode_batch(&texts, Some(limit))
     }
 
+    /// Token ids of words without special tokens, as a prompt has them.
+    ///
+    /// # Errors
+    /// As [`Engine::tokenizer`].
+    pub fn encode_words(&self, words: &str) -> Result<Vec<u32>> {
+        self.tokenizer()?.0.encode_words(words)
+    }
+
     /// Features (N, E) of texts, not normalised.
     ///
     /// # Errors

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Adapter;
 use crate::bad_input;
-use crate::engine::Engine;
 use crate::error::Result;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::philox::Stream;
@@ -119,10 +118,11 @@ impl Adapter {
     }
 
     /// Makes tokens of a prompt's words, if it has words that are unread, and so settles its length.
+    /// `encode` gives their ids without special tokens; it is called for such words alone.
     ///
     /// # Errors
-    /// Words that are none; those of [`Engine::tokenizer`].
-    pub fn read_words(&mut self, engine: &Engine) -> Result<()> {
+    /// Words that are none; those of `encode`.
+    pub fn read_words(&mut self, encode: impl FnOnce(&str) -> Result<Vec<u32>>) -> Result<()> {
         let Some(prompt) = &mut self.prompt else {
             return Ok(());
         };
@@ -130,7 +130,7 @@ impl Adapter {
             return Ok(());
         };
         if !words.text.trim().is_empty() {
-            words.ids = engine.tokenizer()?.0.encode_words(&words.text)?;
+            words.ids = encode(&words.text)?;
         }
         prompt.length = words.ids.len();
         match prompt.length {

@@ -83,7 +83,9 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     };
     shared.check()?;
     if let Some(engine) = &subject.engine {
-        shared.adapter.read_words(engine)?;
+        shared
+            .adapter
+            .read_words(|words| engine.encode_words(words))?;
     } else if args.method.prompt_text.is_some() {
         return Err(bad_input!(
             "prompt-text: needs the tokenizer of a --model; with --arch give --prompt-length"

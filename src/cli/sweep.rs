@@ -197,7 +197,9 @@ fn spec(point: Point, engine: &Engine, languages: &Languages) -> Result<Spec> {
         items = items.max(languages.get(language)?.train.len());
     }
     let mut shared = point.args.method.shared()?;
-    shared.adapter.read_words(engine)?;
+    shared
+        .adapter
+        .read_words(|words| engine.encode_words(words))?;
     shared.adapter.check_model(&engine.model().config)?;
     if let Some(file) = &point.args.recipe.init {
         AdapterFile::load(file)?.check_model(engine.model())?;

@@ -177,7 +177,9 @@ impl<'e> Trainer<'e> {
         members: Vec<Member>,
     ) -> Result<Trainer<'e>> {
         shared.check()?;
-        shared.adapter.read_words(engine)?;
+        shared
+            .adapter
+            .read_words(|words| engine.encode_words(words))?;
         shared.adapter.check_model(&engine.model().config)?;
         if members.is_empty() {
             return Err(bad_input!("a run needs at least one member"));
