@@ -72,6 +72,8 @@ fn memory_bound_kernels_move_what_they_need() {
         prompt: 0,
     };
     frugal(&embed, REAL, (1.0, 0.0));
+    // A lane has eight f32 numbers in a row of a prompt's gradient, and searches ids of 16 bytes.
+    frugal(&Embed { prompt: 8, ..embed }, REAL, (2.0, 0.0));
 }
 
 /// What is moved in vain are rules: n numbers in a row.

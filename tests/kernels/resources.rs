@@ -27,13 +27,15 @@ fn activations_move_in_16_bytes() {
 }
 
 /// Warps hide each other's waits: so many registers a thread let twelve warps of attention with heads
-/// of 64 live on a multiprocessor of 65,536.
+/// of 64 live on a multiprocessor of 65,536, and 32 of a Compacter's.
 #[test]
 fn registers_leave_room_for_other_blocks() {
     for (kernel, limit) in [
         ("attention_forward_64_f16", 128),
         ("attention_backward_queries_64_f16", 128),
         ("attention_backward_64_f16", 168),
+        ("phm_forward_f16", 64),
+        ("phm_backward_f16", 64),
     ] {
         let all = FILES.iter().flat_map(|f| f.resources());
         let found: Vec<_> = all.filter(|r| r.kernel == kernel).collect();
