@@ -51,6 +51,17 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// The smallest bucket that holds so much. Tokens, texts and items are rounded up, so that few
+    /// plans serve all steps.
+    pub fn holding(tokens: usize, seqs: usize, items: usize, members: usize) -> Bucket {
+        Bucket {
+            tokens: tokens.next_multiple_of(32).max(32),
+            seqs: seqs.next_multiple_of(8).max(8),
+            items: items.next_multiple_of(8).max(8),
+            members,
+        }
+    }
+
     /// The smallest bucket that holds both; members are the first one's, since state is theirs.
     pub fn max(&self, other: &Bucket) -> Bucket {
         Bucket {

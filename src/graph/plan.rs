@@ -192,17 +192,6 @@ fn peak(spans: &[Option<Span>], homes: &[usize], nodes: usize) -> usize {
     peak as usize
 }
 
-/// Rounds what changes from step to step up to the grain of a bucket, so that few plans serve all
-/// steps.
-pub fn bucket_of(tokens: usize, seqs: usize, items: usize, members: usize) -> Bucket {
-    Bucket {
-        tokens: tokens.next_multiple_of(32),
-        seqs,
-        items,
-        members,
-    }
-}
-
 /// A human-readable shape: `(T, 768)`.
 pub fn shape_text(shape: &[Dim]) -> String {
     let dims: Vec<String> = shape

@@ -14,9 +14,8 @@ batch = 5
 eval-every = 5
 seed = 1
 # The layout of its run_cross.py. It trains the pooler too, which no feature depends on.
+method = "cross"
 rank = 1
-targets = ["query", "key", "value", "attention.output.dense"]
-train-head = true
 "#;
 
 /// Names of all presets, in the order of `--help`.

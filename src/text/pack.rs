@@ -183,12 +183,12 @@ impl Batch {
 
     /// The smallest bucket that holds this batch.
     pub fn bucket(&self) -> Bucket {
-        Bucket {
-            tokens: self.tokens().next_multiple_of(32).max(32),
-            seqs: self.seqs().next_multiple_of(8).max(8),
-            items: self.items().next_multiple_of(8).max(8),
-            members: self.members.len(),
-        }
+        Bucket::holding(
+            self.tokens(),
+            self.seqs(),
+            self.items(),
+            self.members.len(),
+        )
     }
 
     /// True number of rows.
