@@ -331,7 +331,10 @@ impl Built {
         for id in temps.iter().chain(&reused) {
             let got = spread.output(*id);
             let name = &self.graph.get(*id).name;
-            worst.compare(stem, name, &got, exec.value(*id));
+            // What rounding took from a value is nothing in f64; those that need it are compared.
+            if !name.ends_with(".low") {
+                worst.compare(stem, name, &got, exec.value(*id));
+            }
         }
         for id in self.graph.with_role(Role::Trainable) {
             let grad = self.grads[&id];
