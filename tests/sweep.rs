@@ -151,6 +151,55 @@ fn a_member_in_company_gives_the_bytes_of_a_run_alone() {
     }
 }
 
+/// A member's texts are cut where they are cut alone, so its bytes are those of `train` with the same
+/// limit; and memory is counted for passes, not for the step.
+#[test]
+fn a_limit_of_tokens_is_all_members_own() {
+    let file = FILE.replace("lr = [1e-3, 3e-3]", "lr = 3e-3");
+    let w = world(&file.replace("ratio = [0.1, 1.0]", "ratio = 1.0"));
+    let limit = "--max-tokens=70";
+    let bytes = |more: &[&str]| {
+        let json = sweep(&w, &[&["--dry-run", "--json"], more].concat())
+            .ok()
+            .json();
+        assert_eq!(json["groups"].as_array().map(Vec::len), Some(1));
+        assert!(json["groups"][0]["tokens"].as_u64() > Some(200), "{json}");
+        json["groups"][0]["memory_bytes"].as_u64().expect("bytes")
+    };
+    let (whole, cut) = (bytes(&[]), bytes(&[limit]));
+    println!("{whole} bytes, with a limit {cut}");
+    assert!(2 * cut < whole, "{cut} {whole}");
+    // What the limit leaves room for is a group.
+    let memory = format!("--memory={}", cut as f64 / f64::from(1 << 30));
+    sweep(&w, &["--out=cut", limit, &memory]).ok();
+    assert!(w.text("cut/config.toml").contains("max-tokens = 70"));
+    sweep(&w, &["--out=free"]).ok();
+    for (lang, strategy, name) in [
+        ("de", "baseline1", "de-baseline1-lr0.003-seed3"),
+        ("ko", "routine1", "ko-routine1-lr0.003-ratio1-seed3"),
+    ] {
+        let (l, s) = (format!("--lang={lang}"), format!("--strategy={strategy}"));
+        let more = [&*l, &*s, "--lr=3e-3", "--ratio=1", limit];
+        w.run(train_args(name, &more)).ok();
+        for file in ADAPTERS {
+            let of = |folder: &str| w.read(format!("{folder}/{file}"));
+            assert!(of(name) == of(&format!("cut/{name}")), "{name}/{file}");
+            let cut = strategy == "routine1";
+            assert!(
+                !cut || of(name) != of(&format!("free/{name}")),
+                "{name} is not cut"
+            );
+        }
+    }
+    // It decides rounding, so a sweep goes on with its own limit only.
+    let ran = sweep(&w, &["--out=cut"]);
+    assert!(
+        ran.stderr.contains("cut: holds another sweep"),
+        "{}",
+        ran.stderr
+    );
+}
+
 #[test]
 fn how_members_are_packed_changes_no_byte() {
     // Runs of three lengths, so that members leave their group one after another.

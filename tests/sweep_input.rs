@@ -8,7 +8,7 @@ use common::world::Ran;
 #[test]
 fn mistakes_are_named() {
     let w = world(FILE);
-    let cases: [(&str, &str, &str); 15] = [
+    let cases: [(&str, &str, &str); 17] = [
         (
             "lr = [1e-3, 3e-3]",
             "learnig-rate = 1",
@@ -68,8 +68,18 @@ fn mistakes_are_named() {
         ),
         (
             "rank = 2",
-            "rank = 2\nmax-tokens = 64",
-            "sweep.toml: `max-tokens`: a sweep limits its steps by --max-members and --memory",
+            "rank = 2\nmax-tokens = [64, 96]",
+            "sweep.toml: `max-tokens`: all members of a sweep have it in common",
+        ),
+        (
+            "rank = 2",
+            "rank = 2\nmax-tokens = 0",
+            "max-tokens: found 0, expected at least 1",
+        ),
+        (
+            "rank = 2",
+            "rank = 2\nmax-tokens = 3",
+            "max-tokens: found 3, but the longest text to train on has",
         ),
         (
             "rank = 2",

@@ -218,7 +218,7 @@ fn cpu_features() -> BTreeMap<&'static str, bool> {
 }
 
 /// All of the machine's memory, where the system tells it as Linux does.
-fn memory_bytes() -> Option<u64> {
+pub fn memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -6,10 +6,10 @@ use crosstune::adapter::Adapter;
 use crosstune::bad_input;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::exec::Frozen;
-use crosstune::graph::plan::{Plan, Reuse, shape_text};
+use crosstune::graph::plan::shape_text;
 use crosstune::graph::{Bucket, Graph, Role, ValueId};
 use crosstune::train::config::Shared;
-use crosstune::train::cost::{Cost, is_the_papers};
+use crosstune::train::cost::{Cost, Load, is_the_papers};
 use crosstune::train::program::TrainProgram;
 use crosstune::weights::config::TextConfig;
 use crosstune::weights::{hub, published};
@@ -66,7 +66,8 @@ struct Subject {
     parameters: usize,
     /// With its weights, if they are here.
     engine: Option<Engine>,
-    /// The whole step.
+    /// The whole step of one member, and its bucket.
+    step: Load,
     bucket: Bucket,
     max_tokens: Option<usize>,
 }
@@ -97,9 +98,12 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let frozen = subject.engine.as_ref().map(|e| e.model().bind(graph));
     let frozen = frozen.transpose()?;
     let copies = frozen.as_ref().map(Frozen::copies);
-    let values = args
-        .values
-        .then(|| subject.largest_pass(graph).table(graph));
+    let values = args.values.then(|| {
+        subject
+            .step
+            .largest_pass(graph, 1, subject.max_tokens)
+            .table(graph)
+    });
     if output.json {
         let mut all = subject.json(&program, &shared.adapter, &cost);
         all["private_copies"] = json!(copies.unwrap_or_default());
@@ -127,7 +131,13 @@ pub fn run(args: Args, output: Output) -> Result<()> {
 
 impl Subject {
     fn new(args: &Args) -> Result<Subject> {
-        let bucket = bucket(args.tokens, args.texts, args.texts);
+        let step = Load {
+            tokens: args.tokens,
+            seqs: args.texts,
+            items: args.texts,
+            shortest: args.tokens / args.texts.max(1),
+        };
+        let bucket = Bucket::holding(step.tokens, step.seqs, step.items, 1);
         let max_tokens = args.max_tokens;
         if let Some(name) = &args.arch {
             let Some(config) = published::find(name) else {
@@ -140,6 +150,7 @@ impl Subject {
                 config,
                 head: true,
                 engine: None,
+                step,
                 bucket,
                 max_tokens,
             });
@@ -155,6 +166,7 @@ impl Subject {
             head: engine.model().head,
             parameters: model_parameters(&engine),
             engine: Some(engine),
+            step,
             bucket,
             max_tokens,
         })
@@ -164,30 +176,9 @@ impl Subject {
         shared.adapter.check_model(&self.config)?;
         let rates = shared.dropout(&self.config);
         let program = TrainProgram::new(&self.config, self.head, &shared.adapter, rates);
-        let pass = self.largest_pass(&program.graph);
+        let pass = self.step.largest_pass(&program.graph, 1, self.max_tokens);
         let cost = Cost::new(&program, &shared.adapter, self.bucket, &pass);
         Ok((program, cost))
-    }
-
-    /// The plan of the pass that needs most: the whole step, or with --max-tokens either a piece of
-    /// it in the tower or the objective over all its texts.
-    fn largest_pass(&self, graph: &Graph) -> Plan {
-        let Bucket { tokens, seqs, .. } = self.bucket;
-        let plan = |bucket| Plan::new(graph, bucket, Reuse::Packed);
-        match self.max_tokens.filter(|n| *n < tokens) {
-            None => plan(self.bucket),
-            Some(n) => {
-                let piece = plan(bucket(n, (seqs * n).div_ceil(tokens), 0));
-                let objective = plan(Bucket {
-                    tokens: 0,
-                    ..self.bucket
-                });
-                match objective.arena_len > piece.arena_len {
-                    true => objective,
-                    false => piece,
-                }
-            }
-        }
     }
 
     /// Tokens of a text, all being equally long.
@@ -253,16 +244,6 @@ impl Subject {
                 published::PAPERS
             );
         }
-    }
-}
-
-/// A step of one member, rounded up as batches are.
-fn bucket(tokens: usize, texts: usize, items: usize) -> Bucket {
-    Bucket {
-        tokens: tokens.next_multiple_of(32).max(32),
-        seqs: texts.next_multiple_of(8).max(8),
-        items: items.next_multiple_of(8),
-        members: 1,
     }
 }
 

@@ -196,7 +196,7 @@ fn spec(point: Point, engine: &Engine, languages: &Languages) -> Result<Spec> {
     for language in &point.languages {
         items = items.max(languages.get(language)?.train.len());
     }
-    let mut shared = point.args.method.shared()?;
+    let mut shared = point.args.shared()?;
     shared
         .adapter
         .read_words(|words| engine.encode_words(words))?;

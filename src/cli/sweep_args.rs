@@ -13,6 +13,7 @@ use crosstune::train::objective::Strategy;
 use serde_json::{Value, json};
 
 use super::data::DataArgs;
+use super::doctor::memory_bytes;
 use super::method::{Method, MethodArgs};
 use super::{finite, options, train_args};
 
@@ -77,6 +78,10 @@ pub struct Args {
     /// Results do not depend on it.
     #[arg(long, value_name = "GIB", value_parser = finite::<f64>)]
     memory: Option<f64>,
+    /// Most packed tokens of a pass through the model, as `train --max-tokens` has it, for all members
+    /// [default: no limit].
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -85,7 +90,14 @@ pub struct Args {
 const OWN: [&str; 2] = ["max-members", "memory"];
 
 /// Options that all members have in common, beside those of the data: they decide what is compared.
-const COMMON: [&str; 5] = ["model", "out", "threads", "save-every", "select-by"];
+const COMMON: [&str; 6] = [
+    "model",
+    "out",
+    "threads",
+    "save-every",
+    "select-by",
+    "max-tokens",
+];
 
 /// Options that change no result, and so may differ when a sweep goes on.
 const FREE: [&str; 5] = ["out", "threads", "save-every", "max-members", "memory"];
@@ -132,6 +144,7 @@ impl Args {
             ("threads", json!(self.threads)),
             ("max-members", json!(self.max_members)),
             ("memory", json!(self.memory)),
+            ("max-tokens", json!(self.max_tokens)),
             ("lang", json!((!self.lang.is_empty()).then_some(&self.lang))),
         ];
         for (name, value) in mine.into_iter().filter(|(_, v)| !v.is_null()) {
@@ -177,13 +190,6 @@ fn put(all: &mut Options, origin: &str, key: &str, value: toml::Value) -> Result
     names.extend(OWN.map(String::from));
     let name = options::known(origin, key, &names, "crosstune sweep")?;
     let value = options::value(origin, key, value)?;
-    if name == "max-tokens" {
-        // Where a step is cut depends on all its members, and would decide their rounding.
-        return Err(bad_input!(
-            "{origin}: `{key}`: a sweep limits its steps by --max-members and --memory; drop it"
-        )
-        .into());
-    }
     if OWN.contains(&name.as_str()) {
         let sound = match name.as_str() {
             "max-members" => value.as_u64().is_some_and(|n| n > 0),
@@ -280,7 +286,7 @@ impl Settings {
         let gib = (1u64 << 30) as f64;
         match self.options.get("memory").and_then(Value::as_f64) {
             Some(given) => (given * gib) as u64,
-            None => machine_memory().unwrap_or(8 << 30) / 2,
+            None => memory_bytes().unwrap_or(8 << 30) / 2,
         }
     }
 
@@ -375,6 +381,7 @@ fn point(
     let mut args: train_args::Args = serde_json::from_value(Value::Object(options.clone()))?;
     args.data = common.data.clone();
     args.recipe.select_by = common.recipe.select_by.clone();
+    args.recipe.max_tokens = common.recipe.max_tokens;
     let lang = args.lang.clone().unwrap_or_default();
     let languages: Vec<String> = lang.split(',').map(String::from).collect();
     let (mut more, mut row) = (Vec::new(), vec![strategy.to_string()]);
@@ -420,12 +427,4 @@ fn drop_unused(options: &mut Options) -> Result<Strategy, Error> {
         }
     }
     Ok(strategy)
-}
-
-/// Bytes of memory of this machine, from the kernel.
-fn machine_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

@@ -10,7 +10,7 @@ use crosstune::bad_input;
 use crosstune::engine::Engine;
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
-use crosstune::train::config::{MemberConfig, Shared};
+use crosstune::train::config::MemberConfig;
 use crosstune::train::trainer::{Event, SavePolicy, StepReport, Trainer};
 use serde_json::json;
 
@@ -25,11 +25,7 @@ use super::train_results::{finish, summarise, table, zero_shot};
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
     let (args, folder) = settings(args)?;
-    let shared = Shared {
-        max_tokens: args.recipe.max_tokens,
-        ..args.method.shared()?
-    };
-    shared.check()?;
+    let shared = args.shared()?;
     let lang = required(&args.lang, "lang", "LANGUAGE, such as de")?;
     let strategy = args.member(|_| 1)?.strategy;
     let out = match &args.resume {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::Shots;
-use crosstune::train::config::{MemberConfig, SelectBy};
+use crosstune::train::config::{MemberConfig, SelectBy, Shared};
 use crosstune::train::objective::{Strategy, TextLoss};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -168,6 +168,16 @@ impl Args {
         given.retain(|name| name != "threads");
         given.extend(self.config.is_some().then(|| "config".to_string()));
         Ok(given)
+    }
+
+    /// What all members share.
+    pub fn shared(&self) -> Result<Shared> {
+        let shared = Shared {
+            max_tokens: self.recipe.max_tokens,
+            ..self.method.shared()?
+        };
+        shared.check()?;
+        Ok(shared)
     }
 
     /// The settings of the one member.

@@ -6,9 +6,8 @@ use crate::bad_input;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::exec::state::TrainState;
-use crate::graph::Bucket;
-use crate::graph::plan::{Plan, Reuse};
 use crate::train::config::Shared;
+use crate::train::cost::Load;
 use crate::train::program::TrainProgram;
 
 /// How large a group may become.
@@ -33,21 +32,14 @@ pub struct Group {
     pub bytes: u64,
 }
 
-/// What a member brings to a pass of its largest step.
-#[derive(Clone, Copy, Debug, Default)]
-struct Load {
-    tokens: usize,
-    seqs: usize,
-    items: usize,
-}
-
-/// A member: its index, its steps, and what it brings to each of a step's passes, one a language.
+/// A member: its index, its steps, and the most that it brings to a step's rounds, one a language.
 type Queued = (usize, usize, Vec<Load>);
 
 /// Sizes groups of one kind of adapter.
 struct Sizer {
     program: TrainProgram,
     parameters: usize,
+    max_tokens: Option<usize>,
 }
 
 /// Steps of a member: epochs times batches an epoch, of the language with the most items.
@@ -66,7 +58,7 @@ pub fn steps(spec: &Spec, languages: &Languages) -> Result<usize> {
 /// first, so that few wait for one; full training alone. The order is that of `specs` otherwise.
 ///
 /// # Errors
-/// A member that does not fit in `limits` even alone.
+/// A member that does not fit in `limits` even alone; a text of more than its `max_tokens`.
 pub fn pack(
     engine: &Engine,
     (specs, chosen): (&[Spec], &[usize]),
@@ -155,7 +147,7 @@ fn too_large(name: &str, bytes: u64, limits: Limits) -> crate::error::Error {
     let gib = |n: u64| n as f64 / (1u64 << 30) as f64;
     bad_input!(
         "memory: {name} needs {:.3} GiB for its largest step, even alone, and {:.3} GiB are allowed; \
-         give a larger --memory, or a smaller batch",
+         give a larger --memory, a smaller batch, or --max-tokens",
         gib(bytes),
         gib(limits.bytes)
     )
@@ -164,27 +156,29 @@ fn too_large(name: &str, bytes: u64, limits: Limits) -> crate::error::Error {
 fn enqueue(specs: &[Spec], members: &[usize], languages: &Languages) -> Result<Vec<Queued>> {
     let one = |i: &usize| {
         let spec = &specs[*i];
-        let passes = spec.languages.iter();
-        let passes = passes.map(|language| largest_pass(spec, language, languages));
-        Ok((*i, steps(spec, languages)?, passes.collect::<Result<_>>()?))
+        let rounds = spec.languages.iter();
+        let rounds = rounds.map(|language| largest_round(spec, language, languages));
+        Ok((*i, steps(spec, languages)?, rounds.collect::<Result<_>>()?))
     };
     members.iter().map(one).collect()
 }
 
-/// The most that a member can bring to a pass: its `batch` longest items of a language.
-fn largest_pass(spec: &Spec, language: &str, languages: &Languages) -> Result<Load> {
+/// The most that a member can bring to a round: its `batch` longest items of a language.
+fn largest_round(spec: &Spec, language: &str, languages: &Languages) -> Result<Load> {
     let train = &languages.get(language)?.train;
+    spec.shared.check_texts(train)?;
     let mut tokens = vec![0; train.len()];
     let roles = [
         Some(spec.config.strategy.anchor()),
         spec.config.strategy.partner(),
     ];
     let slots = spec.shared.adapter.prompt.as_ref().map_or(0, |p| p.length);
-    let mut texts = 0;
+    let (mut texts, mut shortest) = (0, usize::MAX);
     for role in roles.into_iter().flatten() {
         texts += 1;
         for (sum, ids) in tokens.iter_mut().zip(train.text(role)?) {
             *sum += ids.len() + slots;
+            shortest = shortest.min(ids.len() + slots);
         }
     }
     tokens.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
@@ -193,6 +187,7 @@ fn largest_pass(spec: &Spec, language: &str, languages: &Languages) -> Result<Lo
         tokens: tokens[..items].iter().sum(),
         seqs: texts * items,
         items,
+        shortest,
     })
 }
 
@@ -205,18 +200,19 @@ impl Sizer {
         Sizer {
             program,
             parameters,
+            max_tokens: shared.max_tokens,
         }
     }
 
-    /// What the members together bring to each pass.
-    fn passes(members: &[Queued]) -> Vec<Load> {
-        let n = members.iter().map(|(_, _, passes)| passes.len()).max();
-        let mut sums = vec![Load::default(); n.unwrap_or(0)];
-        for (_, _, passes) in members {
-            for (sum, load) in sums.iter_mut().zip(passes) {
-                sum.tokens += load.tokens;
-                sum.seqs += load.seqs;
-                sum.items += load.items;
+    /// What the members together bring to each round.
+    fn rounds(members: &[Queued]) -> Vec<Load> {
+        let mut sums: Vec<Load> = Vec::new();
+        for (_, _, rounds) in members {
+            for (i, load) in rounds.iter().enumerate() {
+                match sums.get_mut(i) {
+                    Some(sum) => *sum = sum.plus(load),
+                    None => sums.push(*load),
+                }
             }
         }
         sums
@@ -224,17 +220,10 @@ impl Sizer {
 
     /// Arena of the largest pass; four floats a parameter and member: value, gradient, moments.
     fn bytes(&self, members: &[Queued]) -> u64 {
-        let arena = |load: &Load| {
-            let bucket = Bucket {
-                tokens: load.tokens.next_multiple_of(32).max(32),
-                seqs: load.seqs.next_multiple_of(8).max(8),
-                items: load.items.next_multiple_of(8).max(8),
-                members: members.len(),
-            };
-            4 * Plan::new(&self.program.graph, bucket, Reuse::Packed).arena_len
-        };
-        let arena = Self::passes(members).iter().map(arena).max();
-        (arena.unwrap_or(0) + 16 * self.parameters * members.len()) as u64
+        let (graph, n) = (&self.program.graph, members.len());
+        let arena = |load: &Load| 4 * load.largest_pass(graph, n, self.max_tokens).arena_len;
+        let arena = Self::rounds(members).iter().map(arena).max();
+        (arena.unwrap_or(0) + 16 * self.parameters * n) as u64
     }
 
     fn group(&self, members: &[Queued]) -> Group {
@@ -245,7 +234,7 @@ impl Sizer {
                 .map(|(_, steps, _)| *steps)
                 .max()
                 .unwrap_or(0),
-            tokens: Self::passes(members).iter().map(|l| l.tokens).sum(),
+            tokens: Self::rounds(members).iter().map(|l| l.tokens).sum(),
             bytes: self.bytes(members),
         }
     }

@@ -183,12 +183,7 @@ impl Batch {
 
     /// The smallest bucket that holds this batch.
     pub fn bucket(&self) -> Bucket {
-        Bucket::holding(
-            self.tokens(),
-            self.seqs(),
-            self.items(),
-            self.members.len(),
-        )
+        Bucket::holding(self.tokens(), self.seqs(), self.items(), self.members.len())
     }
 
     /// True number of rows.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::examples::Examples;
 use super::objective::{Strategy, TextLoss};
 use crate::adapter::Adapter;
 use crate::bad_input;
@@ -156,6 +157,26 @@ impl Shared {
                     "{name} dropout: found {p}, expected 0 or more and below 1"
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// Fails if a text to train on is too long for a pass: it can't be cut.
+    ///
+    /// # Errors
+    /// Its length.
+    pub fn check_texts(&self, train: &Examples) -> Result<()> {
+        let Some(limit) = self.max_tokens else {
+            return Ok(());
+        };
+        let texts = train.texts.iter().flatten().map(Vec::len);
+        let slots = self.adapter.prompt.as_ref().map_or(0, |p| p.length);
+        let longest = texts.max().unwrap_or(0) + slots;
+        if longest > limit {
+            return Err(bad_input!(
+                "max-tokens: found {limit}, but the longest text to train on has {longest} tokens; \
+                 give at least as many"
+            ));
         }
         Ok(())
     }

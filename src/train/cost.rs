@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::program::TrainProgram;
 use crate::adapter::Adapter;
-use crate::graph::plan::Plan;
-use crate::graph::{Bucket, Role, Value};
+use crate::graph::plan::{Plan, Reuse};
+use crate::graph::{Bucket, Graph, Role, Value};
 use crate::weights::config::TextConfig;
 use crate::weights::published;
 
@@ -62,6 +62,51 @@ impl Cost {
     /// OpenDelta and the paper give.
     pub fn share(&self, parameters: usize) -> f64 {
         self.trainable_parameters as f64 / (parameters + self.added_parameters) as f64
+    }
+}
+
+/// The most that a step brings to the tower and the objective.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Packed tokens.
+    pub tokens: usize,
+    /// Texts.
+    pub seqs: usize,
+    /// Items.
+    pub items: usize,
+    /// Tokens of the shortest text.
+    pub shortest: usize,
+}
+
+impl Load {
+    /// What both bring.
+    pub fn plus(&self, other: &Load) -> Load {
+        Load {
+            tokens: self.tokens + other.tokens,
+            seqs: self.seqs + other.seqs,
+            items: self.items + other.items,
+            shortest: self.shortest.min(other.shortest),
+        }
+    }
+
+    /// The plan of the pass that needs most, in steps of so much or less: all at once, or with a
+    /// limit on its packed tokens either what fits in one pass or the objective over all texts.
+    pub fn largest_pass(&self, graph: &Graph, members: usize, max_tokens: Option<usize>) -> Plan {
+        let plan = |tokens, seqs, items| {
+            let bucket = Bucket::holding(tokens, seqs, items, members);
+            Plan::new(graph, bucket, Reuse::Packed)
+        };
+        let Some(limit) = max_tokens.filter(|n| *n < self.tokens) else {
+            return plan(self.tokens, self.seqs, self.items);
+        };
+        let seqs = self.seqs.min(limit / self.shortest.max(1));
+        // A smaller step, which fits, has its items beside its texts.
+        let fits = plan(limit, seqs, self.items.min(seqs));
+        let objective = plan(0, self.seqs, self.items);
+        match objective.arena_len > fits.arena_len {
+            true => objective,
+            false => fits,
+        }
     }
 }
 
