@@ -195,13 +195,17 @@ fn kernels(driver: &GpuDriver) {
     }
     let refused = why(driver.launch(kernel, GEOMETRY, &args[..2]));
     assert_eq!(refused, "fill_f32: 2 arguments, the kernel takes 3");
-    let refused = why(driver.launch(kernel, GEOMETRY, &[args[0], Arg::U64(0), args[2]]));
+    let refused = why(driver.launch(
+        kernel,
+        GEOMETRY,
+        &[Arg::Ptr(out), Arg::U64(0), Arg::I32(16)],
+    ));
     assert_eq!(
         refused,
         "fill_f32: argument 1 has 8 bytes, the kernel takes 4"
     );
     let stray = Arg::Ptr(DevicePtr(64));
-    let refused = why(driver.launch(kernel, GEOMETRY, &[stray, args[1], args[2]]));
+    let refused = why(driver.launch(kernel, GEOMETRY, &[stray, Arg::F32(2.5), Arg::I32(16)]));
     assert!(refused.contains("argument 0"), "{refused}");
     let empty = Geometry {
         grid: [0, 1, 1],

@@ -103,7 +103,7 @@ pub struct Geometry {
 }
 
 /// A kernel argument.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Arg {
     /// A pointer to device memory.
     Ptr(DevicePtr),
@@ -117,9 +117,44 @@ pub enum Arg {
     U64(u64),
     /// `float`
     F32(f32),
+    /// A struct by value, or an array in one: each field at a multiple of its alignment.
+    Struct(Vec<Arg>),
 }
 
 impl Arg {
+    /// `n` structs of the same fields, the given ones first, then such as are all zero.
+    pub fn array(mut entries: Vec<Arg>, n: usize) -> Arg {
+        let blank = entries.first().map(Arg::blank);
+        entries.extend(
+            blank
+                .into_iter()
+                .cycle()
+                .take(n.saturating_sub(entries.len())),
+        );
+        Arg::Struct(entries)
+    }
+
+    fn blank(&self) -> Arg {
+        match self {
+            Arg::Ptr(_) => Arg::Ptr(DevicePtr::NULL),
+            Arg::I32(_) => Arg::I32(0),
+            Arg::U32(_) => Arg::U32(0),
+            Arg::I64(_) => Arg::I64(0),
+            Arg::U64(_) => Arg::U64(0),
+            Arg::F32(_) => Arg::F32(0.0),
+            Arg::Struct(fields) => Arg::Struct(fields.iter().map(Arg::blank).collect()),
+        }
+    }
+
+    /// What its place is a multiple of.
+    fn align(&self) -> usize {
+        match self {
+            Arg::I32(_) | Arg::U32(_) | Arg::F32(_) => 4,
+            Arg::Ptr(_) | Arg::I64(_) | Arg::U64(_) => 8,
+            Arg::Struct(fields) => fields.iter().map(Arg::align).max().unwrap_or(1),
+        }
+    }
+
     /// As it lies in the kernel's argument space.
     pub fn bytes(&self) -> Vec<u8> {
         match self {
@@ -129,6 +164,15 @@ impl Arg {
             Arg::I64(x) => x.to_le_bytes().into(),
             Arg::U64(x) => x.to_le_bytes().into(),
             Arg::F32(x) => x.to_le_bytes().into(),
+            Arg::Struct(fields) => {
+                let mut out: Vec<u8> = vec![];
+                for field in fields {
+                    out.resize(out.len().next_multiple_of(field.align()), 0);
+                    out.extend(field.bytes());
+                }
+                out.resize(out.len().next_multiple_of(self.align()), 0);
+                out
+            }
         }
     }
 }
@@ -218,4 +262,19 @@ pub trait Driver {
     /// # Errors
     /// If a kernel failed.
     fn synchronize(&self) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_struct_lies_as_a_compiler_lays_it() {
+        let entry = Arg::Struct(vec![Arg::I32(1), Arg::Ptr(DevicePtr(2)), Arg::F32(1.0)]);
+        let bytes = Arg::array(vec![entry], 2).bytes();
+        let mut want = vec![1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0];
+        want.extend([0, 0, 0x80, 0x3F, 0, 0, 0, 0]);
+        want.resize(48, 0);
+        assert_eq!(bytes, want);
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
-use std::ptr;
 
 use cudarc::driver::result::{self, DriverError as CudaError};
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
@@ -63,9 +62,9 @@ impl GpuDriver {
         let kernel = kernel.ok_or_else(|| refused("launch", "a kernel of another driver"))?;
         self.check_args(&kernel, args)?;
         self.allow_shared(id, geometry.shared_bytes)?;
-        let mut words: Vec<u64> = args.iter().map(|a| word(a).0).collect();
+        let mut words: Vec<Vec<u64>> = args.iter().map(words).collect();
         let mut pointers: Vec<*mut c_void> =
-            words.iter_mut().map(|w| ptr::from_mut(w).cast()).collect();
+            words.iter_mut().map(|w| w.as_mut_ptr().cast()).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (geometry.grid, geometry.block);
         // SAFETY: the function's module is loaded. The driver reads one pointer a parameter, and
         // behind each as many bytes as `check_args` compared, before it returns. Kernels see device
@@ -165,32 +164,32 @@ impl GpuDriver {
             return Err(refused(&kernel.name, why));
         }
         for (i, (arg, want)) in args.iter().zip(&kernel.params).enumerate() {
-            let (_, got) = word(arg);
+            let got = arg.bytes().len();
             if got != *want {
                 let why = format!("argument {i} has {got} bytes, the kernel takes {want}");
                 return Err(refused(&kernel.name, why));
             }
-            if let Arg::Ptr(ptr) = arg
-                && *ptr != DevicePtr::NULL
-            {
-                self.check_range(&format!("{}: argument {i}", kernel.name), *ptr, 0)?;
-            }
+            self.check_pointers(&format!("{}: argument {i}", kernel.name), arg)?;
         }
         Ok(())
     }
+
+    fn check_pointers(&self, what: &str, arg: &Arg) -> Result<()> {
+        match arg {
+            Arg::Ptr(ptr) if *ptr != DevicePtr::NULL => self.check_range(what, *ptr, 0),
+            Arg::Struct(fields) => fields.iter().try_for_each(|f| self.check_pointers(what, f)),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// An argument's bytes in the low end of a word (every host of a GPU is little endian), and their
-/// count.
-fn word(arg: &Arg) -> (u64, usize) {
-    match *arg {
-        Arg::Ptr(p) => (p.0, 8),
-        Arg::I32(x) => (u64::from(x.cast_unsigned()), 4),
-        Arg::U32(x) => (u64::from(x), 4),
-        Arg::I64(x) => (x.cast_unsigned(), 8),
-        Arg::U64(x) => (x, 8),
-        Arg::F32(x) => (u64::from(x.to_bits()), 4),
-    }
+/// An argument's bytes in words, as they are aligned for any argument; the last word is filled up
+/// with zeros. Every host of a GPU is little endian.
+fn words(arg: &Arg) -> Vec<u64> {
+    let bytes = arg.bytes();
+    let mut words = vec![0; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+    words
 }
 
 /// Bytes of each parameter of a loaded function.
@@ -238,11 +237,12 @@ mod tests {
     use crate::cuda::embedded;
 
     #[test]
-    fn arguments_fill_the_low_end_of_a_word() {
-        assert_eq!(word(&Arg::I32(-1)), (0xFFFF_FFFF, 4));
-        assert_eq!(word(&Arg::F32(1.0)), (0x3F80_0000, 4));
-        assert_eq!(word(&Arg::I64(-2)), (u64::MAX - 1, 8));
-        assert_eq!(word(&Arg::Ptr(DevicePtr(7))), (7, 8));
+    fn arguments_fill_words_from_the_low_end() {
+        assert_eq!(words(&Arg::I32(-1)), [0xFFFF_FFFF]);
+        assert_eq!(words(&Arg::F32(1.0)), [0x3F80_0000]);
+        assert_eq!(words(&Arg::I64(-2)), [u64::MAX - 1]);
+        let fields = vec![Arg::Ptr(DevicePtr(7)), Arg::U32(3)];
+        assert_eq!(words(&Arg::Struct(fields)), [7, 3]);
     }
 
     #[test]

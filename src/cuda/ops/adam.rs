@@ -187,20 +187,24 @@ pub fn step(cx: Context<'_>, op: &Step<'_>) -> Result<()> {
         return Ok(());
     }
     let [tensors, chunks] = table(check, layout, op.table)?;
-    let args = [op.partials.into(), op.grads.into(), tensors, chunks];
+    let args = [
+        op.partials.into(),
+        op.grads.into(),
+        tensors.clone(),
+        chunks.clone(),
+    ];
     launch("adam_partials_f32", layout).run(cx, &args)?;
     let decide = Launch {
         grid: [members, 1, 1],
         ..launch("adam_factors_f32", layout)
     };
-    let adams = Arg::Ptr(cx.step.adams());
     let args = [
         op.norm.into(),
         op.n.into(),
         op.factors.into(),
         op.partials.into(),
         Arg::Ptr(cx.step.params()),
-        adams,
+        Arg::Ptr(cx.step.adams()),
         int(layout.n_chunks()),
     ];
     decide.run(cx, &args)?;
@@ -213,7 +217,7 @@ pub fn step(cx: Context<'_>, op: &Step<'_>) -> Result<()> {
         op.factors.into(),
         tensors,
         chunks,
-        adams,
+        Arg::Ptr(cx.step.adams()),
     ];
     launch("adam_step_f32", layout).run(cx, &args)
 }

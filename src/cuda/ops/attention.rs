@@ -106,7 +106,6 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         int(heads.size),
     ];
     let common = [&common[..], &dropout(op.dropout)].concat();
-    let (dqkv, qkv, dout, lse) = (op.dqkv.into(), op.qkv.into(), op.dout.into(), op.lse.into());
     if let Some(delta) = &op.delta {
         heads.stats(check, cx, "delta", delta)?;
         let kernel = heads.pick([
@@ -114,7 +113,8 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
             "attention_backward_queries_64_f16",
             "attention_backward_queries_128_f16",
         ]);
-        let args = [&[dqkv, (*delta).into(), qkv, dout, lse][..], &common].concat();
+        let tensors = [op.dqkv, *delta, op.qkv, op.dout, op.lse].map(Arg::from);
+        let args = [&tensors[..], &common].concat();
         heads.launch(cx, kernel).run(cx, &args)?;
     }
     let kernel = heads.pick([
@@ -122,7 +122,8 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         "attention_backward_64_f16",
         "attention_backward_128_f16",
     ]);
-    let args = [&[dqkv, qkv, dout, lse, ptr(op.delta)][..], &common].concat();
+    let tensors = [op.dqkv, op.qkv, op.dout, op.lse].map(Arg::from);
+    let args = [&tensors[..], &[ptr(op.delta)], &common].concat();
     heads.launch(cx, kernel).run(cx, &args)
 }
 
