@@ -1,54 +1,117 @@
-// A linear layer with bias, GELU and a low-rank branch of each member.
+// Up to three linear layers side by side, each with bias and a low-rank branch of each member, and
+// GELU; the gradient of their input.
 //
-// Computes  u = inp A_g^T,  out = inp W^T + bias + scale u B_g^T,  act = gelu(out) (the exact one);
-//           v = scale dout B_g,  dinp = resid + dout W + v A_g;
-//           dA_g = sum of v^T inp,  dB_g = scale sum of dout^T u over the rows of member g.
-// Arguments inp dinp resid (rows, C) f16; out act dout (rows, OC) f16; weight (OC, C) f16; bias
-//           (OC) f16; lora_a (G, Rp, C) f16, lora_b (G, OC, Rp) f16; u v (rows, Rp) f16;
-//           dA (G, R, C) f32, dB (G, OC, R) f32; step StepParams.
-// Layout    Rows lie a multiple of 8 halves apart, each pointer at 16 bytes; Rp is R rounded up to
-//           8, `ld_*` at least its width; columns past it are zero where read and written as zero.
-//           Rows of lora_a past R are zero. resid may be dinp.
-// Writes    = u, out, act (null: no GELU), v, dinp; += dA, dB.
+// Computes  out_p = inp W_p^T + bias_p + scale_p u_p B_p^T for each part p,  act = gelu(out) (the
+//           exact one);  dinp = resid + sum over p of dout_p W_p + drop_p(v_p A_p).
+// Arguments inp dinp resid (rows, C) f16; out act dout (rows, sum of OC) f16; of each part: weight
+//           (OC, C) or (G, OC, C) f16, bias (OC) or (G, OC) f16, u v (rows, Rp) f16, lora_a
+//           (G, Rp, C) f16, lora_b (G, OC, Rp) f16; step StepParams, tokens TokenParams.
+// Layout    Rows lie a multiple of 8 halves apart, each pointer and each part's first column at 16
+//           bytes; Rp is the rank rounded up to 8, `ld_*` at least its width; columns past it are
+//           zero where read and written as zero. Rows of lora_a past the rank are zero. resid may
+//           be dinp. With dropout rows are tokens.
+// Writes    = out, act (null: no GELU), dinp.
 // Source    Hu et al., "LoRA: low-rank adaptation of large language models" (2021), 4.1; Hendrycks
 //           and Gimpel, "Gaussian error linear units" (2016).
 #include "lora_branch.cuh"
-#include "step_params.cuh"
+#include "parts.cuh"
 #include "vec.cuh"
 
+// A layer. A copy for each member lies `stride` halves from the one before; 0: one for all.
+struct Part {
+    const __half* weight;
+    const __half* bias;      // null: none
+    const __half* coeff;     // u, in the backward v; null: no branch
+    const __half* table;     // lora_b, in the backward lora_a
+    long long weight_stride;
+    long long bias_stride;
+    int OC;
+    int col;                 // its first in out
+    int ld_weight;
+    int Rp;
+    int ld_table;
+    float scale;             // of the branch
+    Dropout drop;            // of the branch, in the backward
+
+    __forceinline__ __device__ Branch branch() const {
+        return {coeff, table, Rp, ld_table, scale, drop};
+    }
+};
+
+// Absent ones are all zeros.
+struct Parts { Part part[3]; };
+
 namespace {
+
+// Rows [row0, end) are a block's, BM of them at most; with weights of members all are `member`'s.
+struct RowTile { int row0, end, member; };
+
+// Where weights are members' own, tiles are counted member by member: none has rows of two.
+template <int BM>
+__forceinline__ __device__ RowTile row_tile(const StepParams* step, int rows, bool own_weights) {
+    int idx = blockIdx.y;
+    if (!own_weights) return {idx * BM, int(step->n_rows[rows]), 0};
+    for (int m = 0; m < int(step->n_members); ++m) {
+        int start = step->members()[m].rows[rows][0], end = step->members()[m].rows[rows][1];
+        int n = (end - start + BM - 1) / BM;
+        if (idx < n) return {start + idx * BM, end, m};
+        idx -= n;
+    }
+    return {0, 0, 0};
+}
 
 __forceinline__ __device__ float gelu(float x) {
     return 0.5f * x * (1.f + erff(x * 0.70710678f));
 }
 
 template <class T>
-__forceinline__ __device__ void forward(__half* out, __half* act, const __half* inp,
-                                        const __half* weight, const __half* bias, Branch branch,
-                                        const StepParams* step, int rows, int C, int OC, int ld_inp,
-                                        int ld_weight, int ld_out) {
-    __shared__ __align__(16) __half shared[T::SHARED];
-    int n_rows = step->n_rows[rows], row0 = blockIdx.y * T::BM, col0 = blockIdx.x * T::BN;
-    if (row0 >= n_rows) return;
-    float acc[T::MI][T::NI][4] = {};
-    T::template run<Table::N_K>(acc, shared, {inp, ld_inp, n_rows}, {weight, ld_weight, OC}, row0,
-                                col0, (C + 7) / 8 * 8);
-    if (bias) {
+__forceinline__ __device__ void add_bias(float (&acc)[T::MI][T::NI][4], const __half* bias,
+                                         int start, int end, int row0, int col0, int OC) {
+    int lane = threadIdx.x % 32;
 #pragma unroll
-        for (int j = 0; j < T::NI; ++j) {
-            int col = col0 + T::warp_n() + j * 8 + threadIdx.x % 4 * 2;
-            float b0 = col < OC ? __half2float(bias[col]) : 0.f;
-            float b1 = col + 1 < OC ? __half2float(bias[col + 1]) : 0.f;
+    for (int j = 0; j < T::NI; ++j) {
+        int col = col0 + T::warp_n() + j * 8 + lane % 4 * 2;
+        float b0 = col < OC ? __half2float(bias[col]) : 0.f;
+        float b1 = col + 1 < OC ? __half2float(bias[col + 1]) : 0.f;
 #pragma unroll
-            for (int i = 0; i < T::MI; ++i) {
-                acc[i][j][0] += b0, acc[i][j][1] += b1;
-                acc[i][j][2] += b0, acc[i][j][3] += b1;
+        for (int i = 0; i < T::MI; ++i)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                int row = row0 + T::warp_m() + i * 16 + lane / 4 + h * 8;
+                if (row < start || row >= end) continue;
+                acc[i][j][2 * h] += b0, acc[i][j][2 * h + 1] += b1;
             }
-        }
     }
-    if (branch.coeff)
-        add_branch<T, Table::N_K>(acc, branch, step, rows, row0, col0, n_rows, OC);
-    T::store(out, ld_out, acc, shared, row0, col0, n_rows, (OC + 7) / 8 * 8);
+}
+
+template <class T>
+__forceinline__ __device__ void forward(__half* out, __half* act, const __half* inp,
+                                        const Parts& parts, const StepParams* step, int rows, int C,
+                                        int ld_inp, int ld_out, bool own_weights) {
+    __shared__ __align__(16) __half shared[T::SHARED];
+    RowTile own = row_tile<T::BM>(step, rows, own_weights);
+    int row0 = own.row0, end = own.end, tile = blockIdx.x;
+    if (row0 >= end) return;
+    const Part& part = parts.part[entry_of(
+        parts.part, tile, [](const Part& p) { return (p.OC + T::BN - 1) / T::BN; })];
+    int col0 = tile * T::BN, OC = part.OC;
+    const __half* weight = part.weight + own.member * part.weight_stride;
+    float acc[T::MI][T::NI][4] = {};
+    T::template run<Table::N_K>(acc, shared, {inp, ld_inp, end}, {weight, part.ld_weight, OC}, row0,
+                                col0, (C + 7) / 8 * 8);
+    if (part.bias && part.bias_stride) {
+        int first = row0 + T::warp_m();
+        each_member(step, rows, first, min(first + T::WM, end), [&](int m, int start, int end) {
+            add_bias<T>(acc, part.bias + m * part.bias_stride, start, end, row0, col0, OC);
+        });
+    } else if (part.bias) {
+        add_bias<T>(acc, part.bias, row0, end, row0, col0, OC);
+    }
+    if (part.coeff)
+        add_branch<T, Table::N_K, false>(acc, part.branch(), step, nullptr, rows, row0, col0, end,
+                                         OC);
+    int n_cols = (OC + 7) / 8 * 8;
+    T::store(out + part.col, ld_out, acc, shared, row0, col0, end, n_cols);
     if (!act) return;
 #pragma unroll
     for (int i = 0; i < T::MI; ++i)
@@ -56,21 +119,35 @@ __forceinline__ __device__ void forward(__half* out, __half* act, const __half* 
         for (int j = 0; j < T::NI; ++j)
 #pragma unroll
             for (int h = 0; h < 4; ++h) acc[i][j][h] = gelu(acc[i][j][h]);
-    T::store(act, ld_out, acc, shared, row0, col0, n_rows, (OC + 7) / 8 * 8);
+    T::store(act + part.col, ld_out, acc, shared, row0, col0, end, n_cols);
 }
 
-template <class T>
-__forceinline__ __device__ void backward(__half* dinp, const __half* dout, const __half* weight,
-                                         const __half* resid, Branch branch, const StepParams* step,
-                                         int rows, int C, int OC, int ld_inp, int ld_weight,
-                                         int ld_out) {
+template <class T, bool DROP>
+__forceinline__ __device__ void backward(__half* dinp, const __half* dout, const __half* resid,
+                                         const Parts& parts, const StepParams* step,
+                                         const TokenParams* tokens, int rows, int n_parts, int C,
+                                         int ld_inp, int ld_out, bool own_weights) {
     __shared__ __align__(16) __half shared[T::SHARED];
-    int n_rows = step->n_rows[rows], row0 = blockIdx.y * T::BM, col0 = blockIdx.x * T::BN;
-    if (row0 >= n_rows) return;
+    RowTile own = row_tile<T::BM>(step, rows, own_weights);
+    int row0 = own.row0, end = own.end, col0 = blockIdx.x * T::BN;
+    if (row0 >= end) return;
     float acc[T::MI][T::NI][4] = {};
-    T::template run<Table::K_N>(acc, shared, {dout, ld_out, n_rows}, {weight, ld_weight, OC}, row0,
-                                col0, (OC + 7) / 8 * 8);
-    if (branch.coeff) add_branch<T, Table::K_N>(acc, branch, step, rows, row0, col0, n_rows, C);
+#pragma unroll 1
+    for (int i = 0; i < n_parts; ++i) {
+        const Part& part = parts.part[i];
+        const __half* weight = part.weight + own.member * part.weight_stride;
+        T::template run<Table::K_N>(acc, shared, {dout + part.col, ld_out, end},
+                                    {weight, part.ld_weight, part.OC}, row0, col0,
+                                    (part.OC + 7) / 8 * 8);
+    }
+    // A loop of its own: what either loop keeps in registers does not outlive it.
+#pragma unroll 1
+    for (int i = 0; i < n_parts; ++i) {
+        const Part& part = parts.part[i];
+        if (part.coeff)
+            add_branch<T, Table::K_N, DROP>(acc, part.branch(), step, tokens, rows, row0, col0,
+                                            end, C);
+    }
     if (resid) {
         int lane = threadIdx.x % 32;
 #pragma unroll
@@ -81,169 +158,50 @@ __forceinline__ __device__ void backward(__half* dinp, const __half* dout, const
                 for (int h = 0; h < 2; ++h) {
                     int row = row0 + T::warp_m() + i * 16 + lane / 4 + h * 8;
                     int col = col0 + T::warp_n() + j * 8 + lane % 4 * 2;
-                    if (row >= n_rows || col >= C) continue;
+                    if (row >= end || col >= C) continue;
                     float2 r = unpack2(pair_at(resid + (long long)row * ld_inp + col));
                     acc[i][j][2 * h] += r.x, acc[i][j][2 * h + 1] += r.y;
                 }
     }
-    T::store(dinp, ld_inp, acc, shared, row0, col0, n_rows, (C + 7) / 8 * 8);
+    T::store(dinp, ld_inp, acc, shared, row0, col0, end, (C + 7) / 8 * 8);
 }
 
 using Large = Tile<128, 128, 2, 4>;
 using Small = Tile<64, 64, 2, 2>;
 
-// Four warps share K in groups of 32 and add up in order. Of a group, lane 4 g + q holds halves
-// 8 q .. 8 q + 8 of its rows, one 16-byte load each: the same permutation of K on both sides.
-template <Table TABLE>
-__forceinline__ __device__ void project(__half* out, const __half* inp, const __half* table,
-                                        const StepParams* step, int rows, int K, int Rp, int ld_inp,
-                                        int ld_table, float scale) {
-    __shared__ float sums[4][16][9];   // 9: the rows of a column lie in different banks
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-    int n_rows = step->n_rows[rows], row0 = blockIdx.x * 16, n = blockIdx.y * 8 + g;
-    if (row0 >= n_rows) return;
-    int last = min(row0 + 16, n_rows);
-    int m = find_member(step, row0, [=](const MemberParams& p) { return p.rows[rows][0]; });
-    for (; m < int(step->n_members); ++m) {
-        int start = step->members()[m].rows[rows][0], end = step->members()[m].rows[rows][1];
-        if (start >= last) break;
-        if (end <= row0) continue;
-        const __half* own = table + (long long)m * (TABLE == Table::N_K ? Rp : K) * ld_table;
-        float acc[4] = {};
-        for (int k = warp * 32 + q * 8; k - q * 8 < K; k += 128) {
-            uint4 zero = make_uint4(0, 0, 0, 0), lo = zero, hi = zero, b = zero;
-            const __half* x = inp + (long long)(row0 + g) * ld_inp + k;
-            if (k < K && row0 + g < n_rows) lo = load16(x);
-            if (k < K && row0 + g + 8 < n_rows) hi = load16(x + 8ll * ld_inp);
-            if (k < K && TABLE == Table::N_K) {
-                b = load16(own + (long long)n * ld_table + k);
-            } else if (k < K) {
-                const __half* t = own + (long long)k * ld_table + n;
-                __half2 w[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    w[i] = __halves2half2(k + 2 * i < K ? t[2 * i * ld_table] : __half(0.f),
-                                          k + 2 * i + 1 < K ? t[(2 * i + 1) * ld_table]
-                                                            : __half(0.f));
-                b = *reinterpret_cast<uint4*>(w);
-            }
-            unsigned even[4] = {lo.x, hi.x, lo.y, hi.y}, odd[4] = {lo.z, hi.z, lo.w, hi.w};
-            mma16816(acc, even, b.x, b.y);
-            mma16816(acc, odd, b.z, b.w);
-        }
-        sums[warp][g][2 * q] = acc[0], sums[warp][g][2 * q + 1] = acc[1];
-        sums[warp][g + 8][2 * q] = acc[2], sums[warp][g + 8][2 * q + 1] = acc[3];
-        __syncthreads();
-        int row = threadIdx.x;
-        if (row < 16 && row0 + row >= start && row0 + row < end) {
-            float x[8];
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                float sum = 0.f;
-                for (int w = 0; w < 4; ++w) sum += sums[w][row][i];
-                x[i] = scale * sum;
-            }
-            store16(out + (long long)(row0 + row) * Rp + blockIdx.y * 8, pack8(x));
-        }
-        __syncthreads();
-    }
-}
-
 }  // namespace
 
-// u. Grid: (ceil(rows / 16) of the bucket, Rp / 8); block: 128.
-extern "C" __global__ void __launch_bounds__(128) linear_project_f16(
-    __half* u, const __half* inp, const __half* lora_a, const StepParams* step, int rows, int C,
-    int Rp, int ld_inp, int ld_lora_a) {
-    project<Table::N_K>(u, inp, lora_a, step, rows, C, Rp, ld_inp, ld_lora_a, 1.f);
-}
-
-// v. Geometry as above.
-extern "C" __global__ void __launch_bounds__(128) linear_project_backward_f16(
-    __half* v, const __half* dout, const __half* lora_b, const StepParams* step, int rows, int OC,
-    int Rp, int ld_out, float scale) {
-    project<Table::K_N>(v, dout, lora_b, step, rows, OC, Rp, ld_out, Rp, scale);
-}
-
-// out and act from u. Grid: (ceil(OC / 128), ceil(rows / 128) of the bucket); block: 256.
+// out and act. Grid: (sum over parts of ceil(OC / 128), ceil(rows / 128) of the bucket, with
+// weights of members rows / 128 + G); block: 256.
 extern "C" __global__ void __launch_bounds__(256, 2) linear_forward_f16(
-    __half* out, __half* act, const __half* inp, const __half* weight, const __half* bias,
-    const __half* u, const __half* lora_b, const StepParams* step, int rows, int C, int OC, int Rp,
-    int ld_inp, int ld_weight, int ld_out, float scale) {
-    forward<Large>(out, act, inp, weight, bias, {u, lora_b, Rp, Rp, scale}, step, rows, C, OC,
-                   ld_inp, ld_weight, ld_out);
+    __half* out, __half* act, const __half* inp, const __grid_constant__ Parts parts,
+    const StepParams* step, int rows, int C, int ld_inp, int ld_out, int own_weights) {
+    forward<Large>(out, act, inp, parts, step, rows, C, ld_inp, ld_out, own_weights);
 }
 
-// The same bits in tiles of 64, for few rows. Grid: (ceil(OC / 64), ceil(rows / 64)); block: 128.
+// The same bits in tiles of 64, for few rows. Grid: as above with 64; block: 128.
 extern "C" __global__ void __launch_bounds__(128) linear_forward_small_f16(
-    __half* out, __half* act, const __half* inp, const __half* weight, const __half* bias,
-    const __half* u, const __half* lora_b, const StepParams* step, int rows, int C, int OC, int Rp,
-    int ld_inp, int ld_weight, int ld_out, float scale) {
-    forward<Small>(out, act, inp, weight, bias, {u, lora_b, Rp, Rp, scale}, step, rows, C, OC,
-                   ld_inp, ld_weight, ld_out);
+    __half* out, __half* act, const __half* inp, const __grid_constant__ Parts parts,
+    const StepParams* step, int rows, int C, int ld_inp, int ld_out, int own_weights) {
+    forward<Small>(out, act, inp, parts, step, rows, C, ld_inp, ld_out, own_weights);
 }
 
-// dinp from v. Grid: (ceil(C / 128), ceil(rows / 128) of the bucket); block: 256.
+// dinp where no branch has dropout, whose numbers leave too few registers to tiles of this size.
+// Grid: (ceil(C / 128), ceil(rows / 128) of the bucket, with weights of members rows / 128 + G);
+// block: 256.
 extern "C" __global__ void __launch_bounds__(256, 2) linear_backward_f16(
-    __half* dinp, const __half* dout, const __half* weight, const __half* resid, const __half* v,
-    const __half* lora_a, const StepParams* step, int rows, int C, int OC, int Rp, int ld_inp,
-    int ld_weight, int ld_out, int ld_lora_a) {
-    backward<Large>(dinp, dout, weight, resid, {v, lora_a, Rp, ld_lora_a, 1.f}, step, rows, C, OC,
-                    ld_inp, ld_weight, ld_out);
+    __half* dinp, const __half* dout, const __half* resid, const __grid_constant__ Parts parts,
+    const StepParams* step, const TokenParams*, int rows, int n_parts, int C, int ld_inp,
+    int ld_out, int own_weights) {
+    backward<Large, false>(dinp, dout, resid, parts, step, nullptr, rows, n_parts, C, ld_inp,
+                           ld_out, own_weights);
 }
 
-// The same bits in tiles of 64, for few rows. Grid: (ceil(C / 64), ceil(rows / 64)); block: 128.
+// The same bits in tiles of 64, for few rows, and dropout. Grid: as above with 64; block: 128.
 extern "C" __global__ void __launch_bounds__(128) linear_backward_small_f16(
-    __half* dinp, const __half* dout, const __half* weight, const __half* resid, const __half* v,
-    const __half* lora_a, const StepParams* step, int rows, int C, int OC, int Rp, int ld_inp,
-    int ld_weight, int ld_out, int ld_lora_a) {
-    backward<Small>(dinp, dout, weight, resid, {v, lora_a, Rp, ld_lora_a, 1.f}, step, rows, C, OC,
-                    ld_inp, ld_weight, ld_out);
-}
-
-// grad[m, r, n] += scale sum over member m's rows of coeff[row, r] x[row, n], the numbers of a
-// member `R * N` apart, `stride_r` and `stride_n` within: dA from v and inp, dB from u and dout.
-// Every 64th row from the member's first on is summed by the same four lanes, and the 64 sums are
-// added in a fixed order. Grid: (ceil(N / 32), Rp / 8, G); block: 256.
-extern "C" __global__ void __launch_bounds__(256) linear_backward_params_f16(
-    float* grad, const __half* x, const __half* coeff, const StepParams* step, int rows, int N,
-    int R, int Rp, int ld_x, int stride_r, int stride_n, float scale) {
-    __shared__ float sums[8][8][36];   // 36: no bank is hit twice, whichever way it is read
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n = blockIdx.x * 32 + lane % 4 * 8;
-    unsigned start = step->members()[blockIdx.z].rows[rows][0];
-    unsigned end = step->members()[blockIdx.z].rows[rows][1];
-    if (start == end) return;
-    float acc[8][8] = {};
-    if (n < N) {
-#pragma unroll 2
-        for (unsigned t = start + warp * 8 + lane / 4; t < end; t += 64) {
-            float a[8], b[8];
-            unpack8(a, load16(coeff + (long long)t * Rp + blockIdx.y * 8));
-            unpack8(b, load16(x + (long long)t * ld_x + n));
-#pragma unroll
-            for (int i = 0; i < 8; ++i)
-#pragma unroll
-                for (int j = 0; j < 8; ++j) acc[i][j] = fmaf(a[i], b[j], acc[i][j]);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int far = 4; far < 32; far *= 2)
-                acc[i][j] += __shfl_xor_sync(~0u, acc[i][j], far);
-            if (lane < 4) sums[warp][i][lane * 8 + j] = acc[i][j];
-        }
-    __syncthreads();
-    // Neighbours in memory to neighbouring threads: dB has r innermost, dA has n.
-    bool r_first = stride_r == 1;
-    int i = r_first ? threadIdx.x % 8 : warp, col = r_first ? threadIdx.x / 8 : lane;
-    int r = blockIdx.y * 8 + i;
-    n = blockIdx.x * 32 + col;
-    if (r >= R || n >= N) return;
-    float sum = 0.f;
-    for (int w = 0; w < 8; ++w) sum += sums[w][i][col];
-    grad[(long long)blockIdx.z * R * N + (long long)r * stride_r + (long long)n * stride_n] +=
-        scale * sum;
+    __half* dinp, const __half* dout, const __half* resid, const __grid_constant__ Parts parts,
+    const StepParams* step, const TokenParams* tokens, int rows, int n_parts, int C, int ld_inp,
+    int ld_out, int own_weights) {
+    backward<Small, true>(dinp, dout, resid, parts, step, tokens, rows, n_parts, C, ld_inp, ld_out,
+                    own_weights);
 }

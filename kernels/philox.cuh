@@ -33,3 +33,12 @@ __forceinline__ __device__ void drop8(float* x, const Dropout& d, unsigned long 
         x[4 * i + 3] *= w.w >= d.threshold ? d.scale : 0.f;
     }
 }
+
+// The same for two columns from `col` on, which is even.
+__forceinline__ __device__ void drop2(float* x, const Dropout& d, unsigned long long seed,
+                                      unsigned step, unsigned what, unsigned place, int col) {
+    uint4 w = philox(seed, make_uint4(col / 4, place, d.site << 22 | what, step));
+    bool second = col % 4;
+    x[0] *= (second ? w.z : w.x) >= d.threshold ? d.scale : 0.f;
+    x[1] *= (second ? w.w : w.y) >= d.threshold ? d.scale : 0.f;
+}

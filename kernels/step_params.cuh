@@ -80,3 +80,15 @@ __forceinline__ __device__ int find_member(const StepParams* step, unsigned idx,
     }
     return low;
 }
+
+// Calls f(member, start, end) for each member that has rows of the kind `rows` in [first, last).
+template <class F>
+__forceinline__ __device__ void each_member(const StepParams* step, int rows, int first, int last,
+                                            F f) {
+    int m = find_member(step, first, [=](const MemberParams& p) { return p.rows[rows][0]; });
+    for (; m < int(step->n_members); ++m) {
+        int start = step->members()[m].rows[rows][0], end = step->members()[m].rows[rows][1];
+        if (start >= last) break;
+        if (max(start, first) < end) f(m, start, end);
+    }
+}

@@ -24,6 +24,8 @@ mod l2_norm;
 mod layer_norm;
 #[path = "kernels/linear.rs"]
 mod linear;
+#[path = "kernels/linear_case.rs"]
+mod linear_case;
 #[path = "kernels/linear_weight.rs"]
 mod linear_weight;
 #[path = "kernels/mse.rs"]

@@ -12,7 +12,7 @@ use crate::embedding::Embed;
 use crate::gelu::Gelu;
 use crate::l2_norm::Unit;
 use crate::layer_norm::{Norm, Params};
-use crate::linear::layer;
+use crate::linear_case::layer;
 use crate::linear_weight::Weight;
 use crate::mse::Mse;
 use crate::phm::{self, Dinp};

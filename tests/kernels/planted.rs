@@ -5,7 +5,7 @@ use crosstune::cuda::embedded;
 
 use crate::attention::Heads;
 use crate::layer_norm::{Norm, PerMember};
-use crate::linear::layer;
+use crate::linear_case::layer;
 use crate::rig::*;
 use crosstune::cuda::ops::linear::Tile;
 

@@ -114,6 +114,12 @@ impl Device {
         self.place(name, t, cast_slice(&pad(data, c)))
     }
 
+    /// Other numbers in an f16 buffer, padding included.
+    pub fn overwrite(&self, name: &str, data: &[f32]) {
+        let halves: Vec<f16> = data.iter().map(|x| f16::from_f32(*x)).collect();
+        self.place(name, self.get(name), cast_slice(&halves));
+    }
+
     /// An f32 tensor without padding.
     pub fn f32(&self, name: &str, members: usize, c: usize, data: &[f32]) -> DeviceTensor {
         let rows = data.len() / members.max(1) / c;
