@@ -47,7 +47,17 @@ impl Plan {
     /// its whole life. An output may take the place of an input that dies at its node, where the
     /// op allows it.
     pub fn new(graph: &Graph, bucket: Bucket, reuse: Reuse) -> Plan {
-        let (mut spans, homes) = lifetimes(graph, &bucket, reuse);
+        Plan::sized(graph, bucket, reuse, |id| graph.get(id).elements(&bucket))
+    }
+
+    /// The same where a value takes as many elements of four bytes as `size` tells.
+    pub fn sized(
+        graph: &Graph,
+        bucket: Bucket,
+        reuse: Reuse,
+        size: impl Fn(ValueId) -> usize,
+    ) -> Plan {
+        let (mut spans, homes) = lifetimes(graph, &size, reuse);
         let mut order: Vec<usize> = (0..spans.len())
             .filter(|&i| spans[i].is_some() && homes[i] == i)
             .collect();
@@ -110,7 +120,11 @@ impl Plan {
 }
 
 /// Lifetimes, and for each value the value whose place it takes (itself, as a rule).
-fn lifetimes(graph: &Graph, bucket: &Bucket, reuse: Reuse) -> (Vec<Option<Span>>, Vec<usize>) {
+fn lifetimes(
+    graph: &Graph,
+    size: &dyn Fn(ValueId) -> usize,
+    reuse: Reuse,
+) -> (Vec<Option<Span>>, Vec<usize>) {
     let n = graph.values.len();
     let mut spans: Vec<Option<Span>> = vec![None; n];
     let mut homes: Vec<usize> = (0..n).collect();
@@ -118,7 +132,7 @@ fn lifetimes(graph: &Graph, bucket: &Bucket, reuse: Reuse) -> (Vec<Option<Span>>
         for w in node.writes() {
             let value = graph.get(w);
             if matches!(value.role, Role::Temp | Role::Output) {
-                let len = value.elements(bucket).max(1);
+                let len = size(w).max(1);
                 spans[w.idx()] = Some(Span {
                     offset: 0,
                     len,
