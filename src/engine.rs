@@ -11,10 +11,16 @@ use crate::adapter::Adapter;
 use crate::adapter::file::AdapterFile;
 use crate::adapter_set::AdapterSet;
 use crate::bad_input;
+#[cfg(feature = "cuda")]
+use crate::cuda::device::Device;
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::exec::cpu::CpuExecutor;
+#[cfg(feature = "cuda")]
+use crate::exec::cuda::CudaExecutor;
 use crate::exec::state::TrainState;
 use crate::exec::{Executor, MemberStep};
+use crate::graph::Graph;
 use crate::text::pack::{Batch, MemberTexts, Text};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::program::{EncodeProgram, TextModel};
@@ -29,6 +35,16 @@ const ENCODE_TOKENS: usize = 2048;
 pub struct EngineOptions {
     /// Threads; all cores where not set. Results do not depend on it.
     pub threads: Option<usize>,
+    /// Where it computes; the CPU where not said otherwise.
+    pub device: DeviceChoice,
+}
+
+/// Where an engine computes.
+enum Home {
+    /// Its pool of threads.
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(Device),
 }
 
 /// The thread that loads a tokenizer, and how long that took.
@@ -46,6 +62,7 @@ pub struct Engine {
     tokenizer: Loading,
     pool: Arc<rayon::ThreadPool>,
     threads: usize,
+    home: Home,
 }
 
 impl Engine {
@@ -87,6 +104,7 @@ impl Engine {
             tokenizer,
             pool: Arc::new(pool),
             threads,
+            home: home(options.device)?,
         })
     }
 
@@ -108,6 +126,47 @@ impl Engine {
     /// Its pool of threads.
     pub fn pool(&self) -> Arc<rayon::ThreadPool> {
         self.pool.clone()
+    }
+
+    /// Where it computes, for people: the CPU, a card, the virtual machine.
+    pub fn device_name(&self) -> String {
+        match &self.home {
+            Home::Cpu => "CPU".into(),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(device) => device.name(),
+        }
+    }
+
+    /// What the loss gradient is multiplied by at first, a power of two: activations in f16 need it.
+    pub fn first_loss_scale(&self) -> f32 {
+        match &self.home {
+            Home::Cpu => 1.0,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(_) => 1024.0,
+        }
+    }
+
+    /// What runs a graph of this model, with the trainable tensors of `state`.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks a weight of the graph; if the device has no room for it.
+    pub fn executor(
+        &self,
+        graph: &Arc<Graph>,
+        state: &TrainState,
+    ) -> Result<Box<dyn Executor + Send>> {
+        match &self.home {
+            Home::Cpu => {
+                let frozen = Arc::new(self.model.bind(graph)?);
+                let exec = CpuExecutor::new(graph.clone(), frozen, state, self.pool());
+                Ok(Box::new(exec))
+            }
+            #[cfg(feature = "cuda")]
+            Home::Cuda(device) => {
+                let exec = CudaExecutor::new(device, &self.model, graph.clone(), state)?;
+                Ok(Box::new(exec))
+            }
+        }
     }
 
     /// The tokenizer, once it is loaded, and how long that took.
@@ -190,10 +249,34 @@ impl Engine {
     }
 }
 
+/// Opens a device.
+#[cfg(feature = "cuda")]
+fn home(choice: DeviceChoice) -> Result<Home> {
+    Ok(match choice {
+        DeviceChoice::Cpu => Home::Cpu,
+        // Why there is none is said by `crosstune doctor`.
+        DeviceChoice::Auto => Device::gpu(0).map_or(Home::Cpu, Home::Cuda),
+        DeviceChoice::Cuda(index) => Home::Cuda(Device::gpu(index)?),
+        DeviceChoice::Vm(arena) => Home::Cuda(Device::vm(arena)),
+    })
+}
+
+/// Opens a device.
+#[cfg(not(feature = "cuda"))]
+fn home(choice: DeviceChoice) -> Result<Home> {
+    match choice {
+        DeviceChoice::Cpu | DeviceChoice::Auto => Ok(Home::Cpu),
+        DeviceChoice::Cuda(_) | DeviceChoice::Vm(_) => Err(bad_input!(
+            "device: found {choice}, but this binary has no CUDA kernels; build it with \
+             `cargo build --release --features cuda`, or use --device cpu"
+        )),
+    }
+}
+
 /// The tower alone, bound to memory, with the values of one adapter or of several of one kind.
 pub struct TextEncoder {
     program: EncodeProgram,
-    exec: CpuExecutor,
+    exec: Box<dyn Executor + Send>,
     /// Values of the trainable tensors, one member an adapter.
     pub state: TrainState,
     adapter: Adapter,
@@ -216,9 +299,8 @@ impl TextEncoder {
         let model = engine.model();
         adapter.check_model(&model.config)?;
         let program = EncodeProgram::new(&model.config, model.head, adapter);
-        let frozen = Arc::new(model.bind(&program.graph)?);
         let state = model.init(&program.graph, adapter, &vec![0; members])?;
-        let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
+        let exec = engine.executor(&program.graph, &state)?;
         Ok(TextEncoder {
             program,
             exec,
@@ -265,6 +347,8 @@ impl TextEncoder {
         let config = &engine.model().config;
         let mine = texts.iter().map(|(text, _)| (*text, &ids[*text][..]));
         self.adapter.check_lengths(mine, config)?;
+        // Values may have been set since the last time.
+        self.exec.load(&self.state)?;
         let layout = self.adapter.layout(config);
         let width = engine.embed_dim();
         let mut start = 0;
@@ -293,7 +377,7 @@ impl TextEncoder {
             let batch = Batch::pack(&members, layout, vec![]);
             let steps = vec![MemberStep::default(); members.len()];
             self.exec.run(&mut self.state, &batch, &steps)?;
-            let out = self.exec.output(self.program.features);
+            let out = self.exec.output(self.program.features)?;
             for ((text, member), row) in pass.iter().zip(out.chunks_exact(width)) {
                 if row.iter().any(|x| !x.is_finite()) {
                     return Err(Error::Run(format!(

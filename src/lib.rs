@@ -9,6 +9,7 @@ pub mod adapter_set;
 pub mod cuda;
 pub mod data;
 pub mod demo;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod eval;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use crosstune::device::DeviceChoice;
 use crosstune::error::Error;
 use serde::Serialize;
 
 use super::Output;
-use super::device::Device;
 
 /// What a binary without the feature says of CUDA.
 #[cfg(not(feature = "cuda"))]
@@ -22,7 +22,7 @@ pub struct Args {
     /// Open this device (auto, cpu or cuda:N) and check that memory, copies and kernels work on
     /// it; exit code 2 if it can't be opened.
     #[arg(long)]
-    device: Option<Device>,
+    device: Option<DeviceChoice>,
 }
 
 /// All that the command knows.
@@ -226,15 +226,16 @@ pub fn memory_bytes() -> Option<u64> {
 }
 
 /// Checks a device.
-fn check(device: Device) -> Result<Checked, Error> {
+fn check(device: DeviceChoice) -> Result<Checked, Error> {
     match device {
-        Device::Cuda(index) => check_gpu(index),
-        Device::Auto => {
+        DeviceChoice::Cuda(index) => check_gpu(index),
+        DeviceChoice::Auto => {
             let first = cuda().gpus.into_iter().find(|g| g.reason.is_none());
-            first.map_or_else(|| check(Device::Cpu), |gpu| check_gpu(gpu.index))
+            first.map_or_else(|| check(DeviceChoice::Cpu), |gpu| check_gpu(gpu.index))
         }
+        DeviceChoice::Vm(_) => check_vm(),
         // That this line runs is the check.
-        Device::Cpu => Ok(Checked {
+        DeviceChoice::Cpu => Ok(Checked {
             name: "cpu".into(),
             kernels_loaded: 0,
         }),
@@ -324,6 +325,22 @@ fn kernels() -> Vec<KernelFile> {
 #[cfg(not(feature = "cuda"))]
 fn check_gpu(index: usize) -> Result<Checked, Error> {
     Err(Error::Input(format!("cuda:{index}: {NO_FEATURE}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn check_vm() -> Result<Checked, Error> {
+    Err(Error::Input(format!("vm: {NO_FEATURE}")))
+}
+
+#[cfg(feature = "cuda")]
+fn check_vm() -> Result<Checked, Error> {
+    use crosstune::cuda::vm::{VmDriver, VmOptions};
+    use crosstune::cuda::{Driver, check::check};
+    let driver = VmDriver::new(VmOptions::default());
+    Ok(Checked {
+        name: driver.name(),
+        kernels_loaded: check(&driver)?,
+    })
 }
 
 #[cfg(feature = "cuda")]

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::captions::{lines_of, read_lines};
 use crosstune::data::features::Features;
+use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::weights::hub;
@@ -58,6 +59,10 @@ pub struct Args {
     /// Threads [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
+    /// Where to compute: auto, cpu, cuda:N, or vm, the GPU's kernels in a virtual machine [default:
+    /// auto, the first GPU that can be used, or else the CPU].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
 }
 
 /// Runs the command.
@@ -71,6 +76,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         &hub::resolve(&model)?,
         EngineOptions {
             threads: args.threads,
+            device: args.device.unwrap_or(DeviceChoice::Auto),
         },
     )?;
     let (lines, texts) = match texts == Path::new("-") {

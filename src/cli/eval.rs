@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::{self, Needs, Protocol, Role, Shots, Split};
+use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::eval::disparity::{LanguageScore, disparity};
 use crosstune::eval::retrieval::{Recall, retrieval};
@@ -48,6 +49,10 @@ pub struct Args {
     /// Threads [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
+    /// Where to compute: auto, cpu, cuda:N, or vm, the GPU's kernels in a virtual machine [default:
+    /// auto, the first GPU that can be used, or else the CPU].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -67,6 +72,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         &hub::resolve(&model)?,
         EngineOptions {
             threads: args.threads,
+            device: args.device.unwrap_or(DeviceChoice::Auto),
         },
     )?;
     let strategy: Strategy = args.strategy.as_deref().unwrap_or("baseline1").parse()?;

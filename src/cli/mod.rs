@@ -4,7 +4,6 @@ mod adapters;
 mod convert;
 mod data;
 mod demo;
-mod device;
 mod doctor;
 mod encode;
 mod eval;

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use crosstune::adapter::Adapter;
 use crosstune::bad_input;
+use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::exec::Frozen;
 use crosstune::graph::plan::shape_text;
@@ -160,7 +161,12 @@ impl Subject {
             "model",
             "DIR of an M-CLIP model (or --arch NAME)",
         )?;
-        let engine = Engine::open(&hub::resolve(&model)?, EngineOptions { threads: Some(1) })?;
+        // A plan computes nothing.
+        let options = EngineOptions {
+            threads: Some(1),
+            device: DeviceChoice::Cpu,
+        };
+        let engine = Engine::open(&hub::resolve(&model)?, options)?;
         Ok(Subject {
             config: engine.model().config.clone(),
             head: engine.model().head,

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
 use crosstune::data::Shots;
+use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
@@ -148,6 +149,7 @@ fn open_inputs(settings: &Settings) -> Result<Inputs> {
     let points = settings.points(&source)?;
     let options = EngineOptions {
         threads: common.recipe.threads,
+        device: common.recipe.device.unwrap_or(DeviceChoice::Auto),
     };
     let engine = Engine::open(&hub::resolve(&model)?, options)?;
     let (features, file) = common.data.image_features()?;

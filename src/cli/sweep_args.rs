@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use crosstune::bad_input;
 use crosstune::data::{self, Shots, Source};
+use crosstune::device::DeviceChoice;
 use crosstune::error::Error;
 use crosstune::sweep::grid::{self, Axis, Options};
 use crosstune::sweep::presets;
@@ -71,6 +72,10 @@ pub struct Args {
     /// Threads [default: all cores]. Results do not depend on it.
     #[arg(long)]
     threads: Option<usize>,
+    /// Where to compute: auto, cpu, cuda:N, or vm, the GPU's kernels in a virtual machine [default:
+    /// auto, the first GPU that can be used, or else the CPU].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
     /// Most members of a group, which share each step [default: 16]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     max_members: Option<usize>,
@@ -90,10 +95,11 @@ pub struct Args {
 const OWN: [&str; 2] = ["max-members", "memory"];
 
 /// Options that all members have in common, beside those of the data: they decide what is compared.
-const COMMON: [&str; 6] = [
+const COMMON: [&str; 7] = [
     "model",
     "out",
     "threads",
+    "device",
     "save-every",
     "select-by",
     "max-tokens",
@@ -142,6 +148,7 @@ impl Args {
             ("model", json!(self.model)),
             ("out", json!(self.out)),
             ("threads", json!(self.threads)),
+            ("device", json!(self.device)),
             ("max-members", json!(self.max_members)),
             ("memory", json!(self.memory)),
             ("max-tokens", json!(self.max_tokens)),

@@ -98,6 +98,7 @@ fn settings(args: Args) -> Result<(Args, Option<RunFolder>)> {
     let folder = RunFolder::open(&path)?;
     let mut resumed = Args::default().over(&folder.file("config.toml"))?;
     resumed.recipe.threads = args.recipe.threads;
+    resumed.recipe.device = args.recipe.device.or(resumed.recipe.device);
     resumed.resume = Some(path);
     Ok((resumed, Some(folder)))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::Shots;
+use crosstune::device::DeviceChoice;
 use crosstune::train::config::{MemberConfig, SelectBy, Shared};
 use crosstune::train::objective::{Strategy, TextLoss};
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,10 @@ pub struct Recipe {
     /// Threads [default: all cores]. Results do not depend on it.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Where to compute: auto, cpu, cuda:N, or vm, the GPU's kernels in a virtual machine [default:
+    /// auto, the first GPU that can be used, or else the CPU].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
 }
 
 impl Args {
@@ -165,7 +170,7 @@ impl Args {
             }
             _ => Vec::new(),
         };
-        given.retain(|name| name != "threads");
+        given.retain(|name| !["threads", "device"].contains(&name.as_str()));
         given.extend(self.config.is_some().then(|| "config".to_string()));
         Ok(given)
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::features::Features;
 use crosstune::data::{self, Needs, Protocol, Role, Shots, Source};
+use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::train::config::MemberConfig;
@@ -46,6 +47,7 @@ impl Inputs {
         let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
         let options = EngineOptions {
             threads: args.recipe.threads,
+            device: args.recipe.device.unwrap_or(DeviceChoice::Auto),
         };
         let engine = Engine::open(&hub::resolve(&model)?, options)?;
         let source = args.data.source()?;

@@ -4,6 +4,7 @@
 //! of it but [`gpu`] itself is tested where there is no GPU.
 
 pub mod check;
+pub mod device;
 pub mod embedded;
 pub mod gpu;
 pub mod installed;
@@ -213,6 +214,13 @@ pub trait Driver {
     /// # Errors
     /// Outside an allocation.
     fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()>;
+
+    /// Tells that what lies there is dead: the virtual machine takes a later read of it for a fault.
+    /// Does nothing on a GPU. May be captured.
+    ///
+    /// # Errors
+    /// Outside an allocation.
+    fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()>;
 
     /// A kernel of a file, loaded at first use.
     ///

@@ -37,6 +37,7 @@ struct State {
 enum Work {
     Launch(KernelId, Geometry, Vec<Arg>),
     Fill(DevicePtr, u8, usize),
+    Forget(DevicePtr, usize),
 }
 
 impl VmDriver {
@@ -67,18 +68,6 @@ impl VmDriver {
     pub fn replace(&self, name: &str, ptx: String) {
         self.state.borrow_mut().replaced.insert(name.into(), ptx);
     }
-
-    /// Makes memory unwritten again: what a kernel reads of it is a fault.
-    ///
-    /// # Errors
-    /// Outside an allocation.
-    pub fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
-        let mut state = self.state.borrow_mut();
-        state
-            .machine
-            .forget(ptr.0, bytes)
-            .map_err(|e| failed("forget", &e))
-    }
 }
 
 fn failed(call: &str, reason: &dyn std::fmt::Display) -> DriverError {
@@ -102,6 +91,10 @@ impl State {
                 .machine
                 .copy_in(ptr.0, &vec![*value; *bytes])
                 .map_err(|e| failed("fill", &e)),
+            Work::Forget(ptr, bytes) => self
+                .machine
+                .forget(ptr.0, *bytes)
+                .map_err(|e| failed("forget", &e)),
             Work::Launch(kernel, geometry, args) => {
                 let Some((program, name)) = self.kernels.get(kernel.0) else {
                     return Err(failed("launch", &"a kernel of another driver"));
@@ -171,6 +164,10 @@ impl Driver for VmDriver {
         self.state
             .borrow_mut()
             .submit(Work::Fill(ptr, value, bytes))
+    }
+
+    fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
+        self.state.borrow_mut().submit(Work::Forget(ptr, bytes))
     }
 
     fn kernel(&self, file: &KernelFile, name: &str) -> Result<KernelId> {

@@ -61,6 +61,7 @@ pub(super) fn prepare(
     fs::create_dir_all(folder).map_err(Error::write(folder))?;
     let engine = EngineOptions {
         threads: options.threads,
+        ..EngineOptions::default()
     };
     if let Some((engine, stamp)) = cached(options, engine)? {
         let folder = folder.clone();

@@ -227,6 +227,17 @@ impl CpuExecutor {
         self.arena.len() * 4
     }
 
+    /// The content of an output of the last pass, true rows only.
+    pub fn output(&self, id: ValueId) -> Vec<f32> {
+        let len = self.graph.get(id).elements(&self.true_rows);
+        let offset = self
+            .plan
+            .as_ref()
+            .and_then(|p| p.span(id))
+            .map_or(0, |s| s.offset);
+        self.arena[offset..offset + len].to_vec()
+    }
+
     /// Plans for a bucket; `fresh` where a step begins and nothing in the arena is wanted any more.
     fn prepare(&mut self, bucket: Bucket, fresh: bool) {
         if self.plan.as_ref().is_none_or(|p| p.bucket != bucket) {
@@ -247,6 +258,14 @@ impl CpuExecutor {
 impl Executor for CpuExecutor {
     fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    fn load(&mut self, _: &TrainState) -> Result<()> {
+        Ok(())
+    }
+
+    fn store(&self, _: &mut TrainState) -> Result<()> {
+        Ok(())
     }
 
     fn pass(&mut self, state: &mut TrainState, pass: &Pass<'_>) -> Result<()> {
@@ -288,13 +307,11 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn output(&self, id: ValueId) -> Vec<f32> {
-        let len = self.graph.get(id).elements(&self.true_rows);
-        let offset = self
-            .plan
-            .as_ref()
-            .and_then(|p| p.span(id))
-            .map_or(0, |s| s.offset);
-        self.arena[offset..offset + len].to_vec()
+    fn output(&self, id: ValueId) -> Result<Vec<f32>> {
+        Ok(CpuExecutor::output(self, id))
+    }
+
+    fn arena_bytes(&self) -> usize {
+        CpuExecutor::arena_bytes(self)
     }
 }

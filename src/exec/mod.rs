@@ -1,6 +1,8 @@
 //! Executors: what runs a graph. The CPU's is the fast one, the reference is the specification.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 pub mod state;
 
@@ -211,6 +213,20 @@ pub trait Executor {
     /// What it runs.
     fn graph(&self) -> &Graph;
 
+    /// Takes over what the host has set in `state`: before the first pass, and whenever values were
+    /// set since. Does nothing where passes work on `state` itself.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn load(&mut self, state: &TrainState) -> Result<()>;
+
+    /// Brings values, gradients, moments and step counts back into `state`. Does nothing where
+    /// passes work on `state` itself.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn store(&self, state: &mut TrainState) -> Result<()>;
+
     /// Runs some nodes.
     ///
     /// # Errors
@@ -227,5 +243,11 @@ pub trait Executor {
     }
 
     /// The content of an output of the last pass, true rows only.
-    fn output(&self, id: ValueId) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn output(&self, id: ValueId) -> Result<Vec<f32>>;
+
+    /// Size in bytes of the arena of activations so far.
+    fn arena_bytes(&self) -> usize;
 }

@@ -167,7 +167,19 @@ impl Executor for RefExecutor<f32> {
         Ok(())
     }
 
-    fn output(&self, id: ValueId) -> Vec<f32> {
-        self.values[id.idx()].clone()
+    fn load(&mut self, _: &TrainState) -> Result<()> {
+        Ok(())
+    }
+
+    fn store(&self, _: &mut TrainState) -> Result<()> {
+        Ok(())
+    }
+
+    fn output(&self, id: ValueId) -> Result<Vec<f32>> {
+        Ok(self.values[id.idx()].clone())
+    }
+
+    fn arena_bytes(&self) -> usize {
+        0
     }
 }

@@ -40,13 +40,43 @@ pub struct MemberProgress {
     pub skipped: u32,
     /// The step of the first of the skips in a row.
     pub first_skip: usize,
-    /// Multiplies the loss gradient; 1 on a CPU.
+    /// Multiplies the loss gradient, a power of two; 1 on a CPU.
     pub loss_scale: f32,
+    /// Steps since it changed or a step was skipped.
+    #[serde(default)]
+    pub good_steps: u32,
     /// The best evaluation so far.
     pub best: Option<Best>,
     /// Why it takes no part any more, if it was given up.
     #[serde(default)]
     pub failed: Option<String>,
+}
+
+/// Good steps after which a loss scale is doubled.
+const GROW_AFTER: u32 = 2000;
+/// Beyond this a scale gains nothing: gradients of 1e-9 are in f16's range.
+const MAX_SCALE: f32 = 65536.0;
+
+impl MemberProgress {
+    /// After a step whose gradient was finite. A scale that begins at 1 stays there: nothing is f16.
+    pub fn grow_scale(&mut self, first: f32) {
+        self.good_steps += 1;
+        if first > 1.0 && self.good_steps >= GROW_AFTER {
+            self.loss_scale = (self.loss_scale * 2.0).min(MAX_SCALE);
+            self.good_steps = 0;
+        }
+    }
+
+    /// After a step whose gradient was not finite: whether a smaller scale is left to try
+    /// (Micikevicius et al., "Mixed precision training", 2018).
+    pub fn shrink_scale(&mut self) -> bool {
+        self.good_steps = 0;
+        let can = self.loss_scale > 1.0;
+        if can {
+            self.loss_scale = (self.loss_scale / 4.0).max(1.0);
+        }
+        can
+    }
 }
 
 /// The scalar part of a checkpoint.

@@ -219,6 +219,19 @@ impl TextModel {
         }
     }
 
+    /// A frozen value of a graph, where it lies in the checkpoint.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks it.
+    pub fn frozen(&self, value: &str) -> Result<TensorView<'_>> {
+        self.weights.tensor(&self.file_name(value))
+    }
+
+    /// Gives back the pages of a value that has been copied.
+    pub fn release(&self, value: &str) {
+        self.weights.page_advise_release(&self.file_name(value));
+    }
+
     /// Binds the frozen weights of `graph`: f32 where they lie, others by one private copy whose
     /// source pages are given back.
     ///

@@ -11,7 +11,6 @@ use std::ops::Range;
 
 use super::program::TrainProgram;
 use crate::error::Result;
-use crate::exec::cpu::CpuExecutor;
 use crate::exec::state::TrainState;
 use crate::exec::{Executor, MemberStep, Pass};
 use crate::graph::ValueId;
@@ -38,7 +37,7 @@ pub struct Measured {
 /// Runs the steps of a program.
 pub struct StepRunner {
     program: TrainProgram,
-    exec: CpuExecutor,
+    exec: Box<dyn Executor + Send>,
     max_tokens: Option<usize>,
 }
 
@@ -48,7 +47,11 @@ impl StepRunner {
     ///
     /// A member whose texts are cut has the gradient of one whose texts are not, within rounding:
     /// sums over rows begin anew in each piece. One whose texts fit has the same bytes.
-    pub fn new(program: TrainProgram, exec: CpuExecutor, max_tokens: Option<usize>) -> StepRunner {
+    pub fn new(
+        program: TrainProgram,
+        exec: Box<dyn Executor + Send>,
+        max_tokens: Option<usize>,
+    ) -> StepRunner {
         StepRunner {
             program,
             exec,
@@ -66,6 +69,22 @@ impl StepRunner {
         self.exec.arena_bytes()
     }
 
+    /// See [`Executor::load`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn load(&mut self, state: &TrainState) -> Result<()> {
+        self.exec.load(state)
+    }
+
+    /// See [`Executor::store`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn store(&self, state: &mut TrainState) -> Result<()> {
+        self.exec.store(state)
+    }
+
     /// One step: all rounds, then the update.
     ///
     /// # Errors
@@ -80,7 +99,7 @@ impl StepRunner {
                 None => self.at_once(state, round, ends)?,
             });
         }
-        let norms = self.exec.output(self.program.grad_norm);
+        let norms = self.exec.output(self.program.grad_norm)?;
         Ok(Measured { terms, norms })
     }
 
@@ -101,7 +120,7 @@ impl StepRunner {
             false => parts.tower_grad.end,
         };
         self.pass(state, start..end, (&round.batch, &round.steps), &[])?;
-        Ok(self.terms())
+        self.terms()
     }
 
     /// A round whose texts go through the tower in pieces.
@@ -125,7 +144,7 @@ impl StepRunner {
         for piece in &pieces {
             let batch = round.batch.piece(piece);
             self.pass(state, parts.tower.clone(), (&batch, steps), &[])?;
-            let mut rows = &self.exec.output(features)[..];
+            let mut rows = &self.exec.output(features)?[..];
             for seqs in piece {
                 let (own, rest) = rows.split_at(seqs.len() * e);
                 all[seqs.start * e..seqs.end * e].copy_from_slice(own);
@@ -133,8 +152,8 @@ impl StepRunner {
             }
         }
         self.pass(state, parts.objective, (&whole, steps), &[(features, &all)])?;
-        let terms = self.terms();
-        let grads = self.exec.output(dfeatures);
+        let terms = self.terms()?;
+        let grads = self.exec.output(dfeatures)?;
         for piece in &pieces {
             let batch = round.batch.piece(piece);
             let rows = piece
@@ -168,8 +187,14 @@ impl StepRunner {
     }
 
     /// The objective's terms of the last pass.
-    fn terms(&self) -> [Vec<f32>; 4] {
+    fn terms(&self) -> Result<[Vec<f32>; 4]> {
         let l = self.program.losses;
-        [l.image_anchor, l.mse, l.partner_anchor, l.image_partner].map(|id| self.exec.output(id))
+        let term = |id| self.exec.output(id);
+        Ok([
+            term(l.image_anchor)?,
+            term(l.mse)?,
+            term(l.partner_anchor)?,
+            term(l.image_partner)?,
+        ])
     }
 }

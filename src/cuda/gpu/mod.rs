@@ -49,6 +49,11 @@ struct Staging {
     used: Cell<usize>,
 }
 
+// SAFETY: the driver API ties handles to a context, not to a thread, and every call binds the
+// context to its thread first; a `GpuDriver` is not `Sync`, so one thread at a time calls it. The
+// pinned memory and the code that modules are named by are plain memory.
+unsafe impl Send for GpuDriver {}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Capture {
     Idle,
@@ -244,6 +249,10 @@ impl Driver for GpuDriver {
 
     fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()> {
         self.noted("fill", self.fill_now(ptr, value, bytes))
+    }
+
+    fn forget(&self, _: DevicePtr, _: usize) -> Result<()> {
+        Ok(())
     }
 
     fn kernel(&self, file: &KernelFile, name: &str) -> Result<KernelId> {

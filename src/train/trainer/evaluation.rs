@@ -45,6 +45,7 @@ impl Trainer<'_> {
 
     /// Recall of a member in each language that has validation items.
     fn recalls(&mut self, g: usize) -> Result<Vec<(usize, Recall)>> {
+        self.runner.store(&mut self.state)?;
         let languages = self.members[g].languages.clone();
         let with_items = languages.iter().enumerate();
         with_items

@@ -25,7 +25,6 @@ use crate::data::batches::Batches;
 use crate::engine::{Engine, TextEncoder};
 use crate::error::{Error, Result};
 use crate::eval::retrieval::Recall;
-use crate::exec::cpu::CpuExecutor;
 use crate::exec::state::TrainState;
 use crate::weights::config::TextConfig;
 
@@ -200,15 +199,14 @@ impl<'e> Trainer<'e> {
         let model = engine.model();
         let rates = shared.dropout(&model.config);
         let program = TrainProgram::new(&model.config, model.head, &shared.adapter, rates);
-        let frozen = Arc::new(model.bind(&program.graph)?);
         let seeds: Vec<u64> = members.iter().map(|m| m.config.seed).collect();
         let state = model.init(&program.graph, &shared.adapter, &seeds)?;
-        let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, engine.pool());
+        let exec = engine.executor(&program.graph, &state)?;
         let encoder = TextEncoder::new(engine, &shared.adapter)?;
         let run_name = run_name(&shared, &members, model.weights());
         let limit = shared.max_tokens;
         let fresh = MemberProgress {
-            loss_scale: 1.0,
+            loss_scale: engine.first_loss_scale(),
             ..MemberProgress::default()
         };
         let progress = vec![fresh; members.len()];
@@ -292,6 +290,7 @@ impl<'e> Trainer<'e> {
         &mut self,
         on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Vec<Outcome>> {
+        self.runner.load(&self.state)?;
         while self.step < self.end() {
             let mut flow = ControlFlow::Continue(());
             let mut tell = |event: Event| {
@@ -315,6 +314,7 @@ impl<'e> Trainer<'e> {
                 return Err(Error::Cancelled);
             }
         }
+        self.runner.store(&mut self.state)?;
         self.check_trained()?;
         Ok((0..self.members.len()).map(|g| self.outcome(g)).collect())
     }
@@ -341,7 +341,8 @@ impl<'e> Trainer<'e> {
         }
     }
 
-    fn save_now(&self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+    fn save_now(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+        self.runner.store(&mut self.state)?;
         let Some(policy) = &self.save else {
             return Ok(());
         };

@@ -140,10 +140,14 @@ impl Trainer<'_> {
         let p = &mut self.progress[g];
         if !report.skipped {
             p.skips = 0;
+            p.grow_scale(self.engine.first_loss_scale());
+            return Ok(());
+        }
+        p.skipped += 1;
+        if p.shrink_scale() {
             return Ok(());
         }
         p.skips += 1;
-        p.skipped += 1;
         if p.skips == 1 {
             p.first_skip = report.step;
         }
@@ -151,6 +155,7 @@ impl Trainer<'_> {
         if skips < MAX_SKIPS {
             return Ok(());
         }
+        self.runner.store(&mut self.state)?;
         let tensor = self.state.first_bad_gradient(g).unwrap_or("(none)");
         Err(Error::Run(format!(
             "the gradient of {tensor} is not finite for {skips} steps in a row, since step {first} \

@@ -1,0 +1,265 @@
+//! Where the values of a step lie on the device, for one bucket.
+
+use std::collections::HashMap;
+
+use crate::cuda::ops::DeviceTensor;
+use crate::cuda::ops::attention;
+use crate::cuda::step_params::StepBuffer;
+use crate::cuda::{DevicePtr, Driver, Result};
+use crate::graph::plan::{Plan, Reuse};
+use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
+use crate::ops::Op;
+use crate::text::pack::Batch;
+
+/// Bytes that everything begins at a multiple of.
+const ALIGN: usize = 256;
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Room {
+    /// Extents.
+    pub bucket: Bucket,
+    /// Tokens of the longest text.
+    pub longest: usize,
+    /// Slots of a soft prompt in each text.
+    pub prompt: usize,
+}
+
+impl Room {
+    /// The room for a batch and for everything a little larger: few rooms serve all steps, and a
+    /// block past a step's true rows returns at once.
+    pub fn of(batch: &Batch) -> Room {
+        // At most an eighth is left over.
+        let coarse = |n: usize, least: usize| {
+            n.max(1)
+                .next_multiple_of(least.max(n.next_power_of_two() / 8))
+        };
+        let bucket = Bucket {
+            tokens: coarse(batch.tokens(), 32),
+            seqs: coarse(batch.seqs(), 8),
+            items: coarse(batch.items(), 8),
+            members: batch.members.len(),
+        };
+        Room {
+            bucket,
+            longest: batch.longest().max(1).next_multiple_of(32),
+            prompt: batch.prompt,
+        }
+    }
+}
+
+/// Which values of a graph are f32 on the device: statistics, losses, what is small and sums.
+/// Activations are f16.
+pub fn f32_values(graph: &Graph) -> Vec<bool> {
+    let mut out = vec![false; graph.values.len()];
+    for op in &graph.nodes {
+        let ids: &[ValueId] = match op {
+            Op::LayerNorm(op) => &[op.stats],
+            Op::Attention(op) => &[op.lse],
+            Op::L2Norm(op) => &[op.norm],
+            Op::Contrastive(op) => &[op.loss, op.lse],
+            Op::Mse(op) => &[op.loss],
+            Op::GradNorm(op) => &[op.norm],
+            _ => &[],
+        };
+        ids.iter().for_each(|id| out[id.idx()] = true);
+    }
+    out
+}
+
+/// What kernels need beside the graph's values. Shared by all nodes unless it says otherwise: each
+/// node writes before it reads.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// (chunks, 2 C) f32 for the sums of layer norms' gradients.
+    pub partials: Option<DeviceTensor>,
+    /// (T, NH) f32 for long texts.
+    pub delta: Option<DeviceTensor>,
+    /// (T, C) f16 sums of the tables' rows, and their gradient.
+    pub embedding: Option<[DeviceTensor; 2]>,
+    /// (T, 2) f32 their mean and reciprocal standard deviation.
+    pub stats: Option<DeviceTensor>,
+    /// (N, 2) f32 terms of a contrastive loss.
+    pub terms: Option<DeviceTensor>,
+    /// (N, 2) f32 by log-sum-exp: what rounding took from it, kept for the gradient.
+    pub low: HashMap<ValueId, DeviceTensor>,
+    /// (N, E) f16 by input.
+    pub inputs: HashMap<ValueId, DeviceTensor>,
+}
+
+/// The values of the arena and the scratch, placed.
+pub struct Memory {
+    /// By value id; none where the memory is not the arena's.
+    pub tensors: Vec<Option<DeviceTensor>>,
+    /// What nodes need besides.
+    pub scratch: Scratch,
+}
+
+/// The device memory that plans share, one at a time.
+#[derive(Default)]
+pub struct Arena {
+    ptr: Option<DevicePtr>,
+    bytes: usize,
+}
+
+impl Arena {
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Makes it large enough; true if it moved, and with it all that was placed in it.
+    fn ensure(&mut self, driver: &dyn Driver, bytes: usize) -> Result<bool> {
+        if bytes <= self.bytes && self.ptr.is_some() {
+            return Ok(false);
+        }
+        self.free(driver)?;
+        self.ptr = Some(driver.alloc(bytes, "activations")?);
+        self.bytes = bytes;
+        Ok(true)
+    }
+
+    /// Gives it back.
+    pub fn free(&mut self, driver: &dyn Driver) -> Result<()> {
+        self.bytes = 0;
+        self.ptr.take().map_or(Ok(()), |ptr| driver.free(ptr))
+    }
+}
+
+impl Memory {
+    /// Bytes of the arena that a graph takes in a room.
+    pub fn planned_bytes(graph: &Graph, room: &Room) -> usize {
+        let kinds = f32_values(graph);
+        let shape = |id: ValueId| shape(graph, id, &room.bucket, kinds[id.idx()]);
+        let plan = Plan::sized(graph, room.bucket, Reuse::Packed, |id| words(&shape(id)));
+        let mut end = plan.arena_len * 4;
+        scratch(graph, room, &mut |t, _| {
+            end = end.next_multiple_of(ALIGN) + bytes(&t);
+            Ok(t)
+        })
+        .map_or(0, |_| end)
+    }
+
+    /// Plans a graph and places it: in the arena, or each value in an allocation of its own, which is
+    /// put on `owned`. True if the arena moved.
+    pub fn new(
+        driver: &dyn Driver,
+        graph: &Graph,
+        (room, reuse): (&Room, Reuse),
+        arena: &mut Arena,
+        owned: &mut Vec<DevicePtr>,
+    ) -> Result<(Memory, bool)> {
+        let kinds = f32_values(graph);
+        let shape = |id: ValueId| shape(graph, id, &room.bucket, kinds[id.idx()]);
+        let ids = || (0..graph.values.len() as u32).map(ValueId);
+        if reuse == Reuse::Spread {
+            let mut alloc = |t: DeviceTensor, label: &str| -> Result<DeviceTensor> {
+                let ptr = driver.alloc(bytes(&t), label)?;
+                owned.push(ptr);
+                Ok(DeviceTensor { ptr, ..t })
+            };
+            let mut tensors = Vec::with_capacity(graph.values.len());
+            for id in ids() {
+                let value = graph.get(id);
+                tensors.push(match value.role {
+                    Role::Temp | Role::Output => Some(alloc(shape(id), &value.name)?),
+                    _ => None,
+                });
+            }
+            let scratch = scratch(graph, room, &mut alloc)?;
+            return Ok((Memory { tensors, scratch }, false));
+        }
+        let plan = Plan::sized(graph, room.bucket, reuse, |id| words(&shape(id)));
+        let moved = arena.ensure(driver, Memory::planned_bytes(graph, room))?;
+        let base = arena.ptr.unwrap_or(DevicePtr::NULL);
+        let place = |id: ValueId| {
+            plan.span(id).map(|span| DeviceTensor {
+                ptr: base.offset(span.offset * 4),
+                ..shape(id)
+            })
+        };
+        let tensors = ids().map(place).collect();
+        let mut end = plan.arena_len * 4;
+        let scratch = scratch(graph, room, &mut |t, _| {
+            let at = end.next_multiple_of(ALIGN);
+            end = at + bytes(&t);
+            Ok(DeviceTensor {
+                ptr: base.offset(at),
+                ..t
+            })
+        })?;
+        Ok((Memory { tensors, scratch }, moved))
+    }
+}
+
+/// A value of the arena in a bucket, without a place.
+fn shape(graph: &Graph, id: ValueId, bucket: &Bucket, is_f32: bool) -> DeviceTensor {
+    let dims = &graph.get(id).shape;
+    let cols = dims.last().map_or(1, |d| d.size(bucket));
+    let rows = graph.rows(id, bucket);
+    match (dims.first(), is_f32) {
+        (Some(Dim::Members), _) => DeviceTensor::f32(DevicePtr::NULL, 1, cols).per_member(rows),
+        (_, true) => DeviceTensor::f32(DevicePtr::NULL, rows, cols),
+        (_, false) => DeviceTensor::f16(DevicePtr::NULL, rows, cols),
+    }
+}
+
+fn bytes(t: &DeviceTensor) -> usize {
+    t.len() * t.dtype.size()
+}
+
+fn words(t: &DeviceTensor) -> usize {
+    bytes(t).div_ceil(4)
+}
+
+/// What the nodes of a graph need besides its values, each placed by `alloc`.
+fn scratch(
+    graph: &Graph,
+    room: &Room,
+    alloc: &mut dyn FnMut(DeviceTensor, &str) -> Result<DeviceTensor>,
+) -> Result<Scratch> {
+    let b = &room.bucket;
+    let step = StepBuffer::new(DevicePtr::NULL, *b, room.longest);
+    let f32 = |rows, cols| DeviceTensor::f32(DevicePtr::NULL, rows, cols);
+    let (mut norm_cols, mut heads, mut items) = (0, 0, false);
+    let mut out = Scratch::default();
+    for op in &graph.nodes {
+        match op {
+            Op::LayerNormGrad(op) if op.dweight.or(op.dbias).is_some() => {
+                norm_cols = norm_cols.max(graph.channels(op.z));
+            }
+            Op::EmbeddingGrad(op) => {
+                let c = graph.channels(op.dout);
+                if op.grads[3].or(op.grads[4]).is_some() {
+                    norm_cols = norm_cols.max(c);
+                }
+                let rows = DeviceTensor::f16(DevicePtr::NULL, b.tokens, c);
+                let sums = [alloc(rows, "embedding.z")?, alloc(rows, "embedding.dz")?];
+                out.embedding = Some(sums);
+                out.stats = Some(alloc(f32(b.tokens, 2), "embedding.stats")?);
+            }
+            Op::AttentionGrad(op) => heads = heads.max(op.heads),
+            Op::Contrastive(op) => {
+                items = true;
+                let label = format!("{}.low", graph.get(op.lse).name);
+                out.low.insert(op.lse, alloc(f32(b.items, 2), &label)?);
+            }
+            _ => {}
+        }
+    }
+    if norm_cols > 0 {
+        let t = f32(step.max_chunks(), 2 * norm_cols);
+        out.partials = Some(alloc(t, "partials")?);
+    }
+    if heads > 0 && attention::Backward::needs_delta(room.longest) {
+        out.delta = Some(alloc(f32(b.tokens, heads), "delta")?);
+    }
+    if items {
+        out.terms = Some(alloc(f32(b.items, 2), "terms")?);
+    }
+    for id in graph.with_role(Role::Input) {
+        let t = shape(graph, id, b, false);
+        out.inputs.insert(id, alloc(t, &graph.get(id).name)?);
+    }
+    Ok(out)
+}

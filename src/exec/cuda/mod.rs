@@ -1,0 +1,289 @@
+//! The CUDA executor: each node's kernels, in node order, on a GPU or in the virtual machine.
+//!
+//! What is fixed per bucket (addresses, extents, strides) is in the launches; what changes per step is
+//! copied into the step's parameters before. So a list of launches is captured once and replayed.
+
+mod memory;
+mod nodes;
+mod state;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use self::memory::{Arena, Memory, Room};
+use self::nodes::Run;
+use self::state::DeviceState;
+use super::state::TrainState;
+use super::{Executor, Pass};
+use crate::cuda::device::{Device, Opened};
+use crate::cuda::ops::{Context, DeviceTensor};
+use crate::cuda::step_params::StepBuffer;
+use crate::cuda::{DevicePtr, Driver, GraphId};
+use crate::error::Result;
+use crate::graph::plan::Reuse;
+use crate::graph::{Bucket, Graph, Role, ValueId};
+use crate::tensor::Dtype;
+use crate::train::program::TextModel;
+
+/// Runs a graph on a device.
+pub struct CudaExecutor {
+    device: Device,
+    graph: Arc<Graph>,
+    weights: HashMap<ValueId, DeviceTensor>,
+    state: DeviceState,
+    rooms: HashMap<Room, Prepared>,
+    arena: Arena,
+    /// Allocations that are given back at the end.
+    owned: Vec<DevicePtr>,
+    /// Of the last pass.
+    last: Option<Room>,
+    true_rows: Bucket,
+    capture: bool,
+}
+
+/// What is made once for a room.
+struct Prepared {
+    memory: Memory,
+    step: StepBuffer,
+    /// By the nodes of a pass.
+    replays: HashMap<(usize, usize), Replay>,
+}
+
+/// A list of launches.
+#[derive(Clone, Copy)]
+enum Replay {
+    /// It ran once: kernels are loaded, and it may come again.
+    Seen,
+    Captured(GraphId),
+}
+
+impl CudaExecutor {
+    /// Binds a graph: frozen weights go to the device unless they are there, and there is room for
+    /// the trainable tensors of `state`, whose values [`Executor::load`] copies.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks a weight or holds one that f16 can't; if the device has no room.
+    pub fn new(
+        device: &Device,
+        model: &TextModel,
+        graph: Arc<Graph>,
+        state: &TrainState,
+    ) -> Result<CudaExecutor> {
+        let mut opened = device.lock();
+        let mut weights = HashMap::new();
+        for id in graph.with_role(Role::Frozen) {
+            weights.insert(id, opened.weight(model, graph.get(id))?);
+        }
+        let mut owned = Vec::new();
+        let on_device = DeviceState::new(opened.driver(), &graph, state, &mut owned)?;
+        drop(opened);
+        Ok(CudaExecutor {
+            device: device.clone(),
+            graph,
+            weights,
+            state: on_device,
+            rooms: HashMap::new(),
+            arena: Arena::default(),
+            owned,
+            last: None,
+            true_rows: NOTHING,
+            capture: true,
+        })
+    }
+
+    /// Launches every kernel by itself: to compare with captured steps.
+    pub fn without_capture(mut self) -> CudaExecutor {
+        self.capture = false;
+        self
+    }
+
+    /// Plans and places a room, unless that was done.
+    fn prepare(&mut self, opened: &Opened, room: Room) -> Result<()> {
+        self.last = Some(room);
+        if self.rooms.contains_key(&room) {
+            return Ok(());
+        }
+        let driver = opened.driver();
+        let place = (&room, self.device.reuse());
+        let (memory, moved) =
+            Memory::new(driver, &self.graph, place, &mut self.arena, &mut self.owned)?;
+        if moved {
+            // What was placed and captured before names memory that is gone.
+            self.rooms.clear();
+        }
+        let ptr = driver.alloc(StepBuffer::bytes(&room.bucket), "step")?;
+        self.owned.push(ptr);
+        let prepared = Prepared {
+            memory,
+            step: StepBuffer::new(ptr, room.bucket, room.longest),
+            replays: HashMap::new(),
+        };
+        self.rooms.insert(room, prepared);
+        Ok(())
+    }
+
+    /// Copies in what a pass brings.
+    fn bring(&self, opened: &Opened, prepared: &Prepared, pass: &Pass<'_>) -> Result<()> {
+        let driver = opened.driver();
+        prepared.step.upload(driver, pass.batch, pass.steps)?;
+        if self.device.reuse() == Reuse::Spread && pass.nodes.start == 0 {
+            // Nothing of the step before is wanted any more.
+            for t in prepared.memory.tensors.iter().flatten() {
+                driver.forget(t.ptr, t.len() * t.dtype.size())?;
+            }
+        }
+        if !pass.batch.images.is_empty() {
+            for t in prepared.memory.scratch.inputs.values() {
+                copy_in(driver, t, &pass.batch.images)?;
+            }
+        }
+        for (id, values) in pass.given {
+            if let Some(t) = &prepared.memory.tensors[id.idx()] {
+                copy_in(driver, t, values)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const NOTHING: Bucket = Bucket {
+    tokens: 0,
+    seqs: 0,
+    items: 0,
+    members: 0,
+};
+
+impl Executor for CudaExecutor {
+    fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn load(&mut self, state: &TrainState) -> Result<()> {
+        let opened = self.device.lock();
+        let bucket = Bucket {
+            members: state.members,
+            ..NOTHING
+        };
+        let cx = Context {
+            driver: opened.driver(),
+            step: &StepBuffer::new(DevicePtr::NULL, bucket, 1),
+        };
+        Ok(self.state.load(cx, state)?)
+    }
+
+    fn store(&self, state: &mut TrainState) -> Result<()> {
+        let opened = self.device.lock();
+        Ok(self.state.store(opened.driver(), state)?)
+    }
+
+    fn pass(&mut self, _: &mut TrainState, pass: &Pass<'_>) -> Result<()> {
+        let device = self.device.clone();
+        let opened = device.lock();
+        let batch = pass.batch;
+        let room = Room::of(batch);
+        self.prepare(&opened, room)?;
+        self.true_rows = Bucket {
+            tokens: batch.tokens(),
+            seqs: batch.seqs(),
+            items: batch.items(),
+            members: batch.members.len(),
+        };
+        self.bring(&opened, &self.rooms[&room], pass)?;
+        let key = (pass.nodes.start, pass.nodes.end);
+        let driver = opened.driver();
+        let prepared = &self.rooms[&room];
+        let run = Run {
+            cx: Context {
+                driver,
+                step: &prepared.step,
+            },
+            graph: &self.graph,
+            weights: &self.weights,
+            state: &self.state,
+            memory: &prepared.memory,
+            forget: self.device.reuse() == Reuse::Packed,
+        };
+        let next = match prepared.replays.get(&key) {
+            Some(Replay::Captured(graph)) => {
+                driver.replay(*graph)?;
+                return Ok(());
+            }
+            Some(Replay::Seen) if self.capture => {
+                driver.begin_capture()?;
+                let noted = run.nodes(pass.nodes.clone());
+                // A capture is ended whatever happened in it.
+                let graph = driver.end_capture();
+                noted?;
+                let graph = graph?;
+                driver.replay(graph)?;
+                Replay::Captured(graph)
+            }
+            _ => {
+                run.nodes(pass.nodes.clone())?;
+                Replay::Seen
+            }
+        };
+        if let Some(prepared) = self.rooms.get_mut(&room) {
+            prepared.replays.insert(key, next);
+        }
+        Ok(())
+    }
+
+    fn output(&self, id: ValueId) -> Result<Vec<f32>> {
+        let prepared = self.last.and_then(|room| self.rooms.get(&room));
+        let Some(t) = prepared.and_then(|p| p.memory.tensors[id.idx()]) else {
+            return Ok(vec![]);
+        };
+        let opened = self.device.lock();
+        let rows = self.graph.rows(id, &self.true_rows);
+        let driver = opened.driver();
+        let mut all = vec![0f32; rows * t.ld];
+        match t.dtype {
+            Dtype::F16 => {
+                let mut halves = vec![f16::ZERO; all.len()];
+                driver.copy_out(t.ptr, bytemuck::cast_slice_mut(&mut halves))?;
+                halves.convert_to_f32_slice(&mut all);
+            }
+            _ => driver.copy_out(t.ptr, bytemuck::cast_slice_mut(&mut all))?,
+        }
+        Ok(all
+            .chunks(t.ld)
+            .flat_map(|row| &row[..t.cols])
+            .copied()
+            .collect())
+    }
+
+    fn arena_bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+}
+
+impl Drop for CudaExecutor {
+    fn drop(&mut self) {
+        let opened = self.device.lock();
+        // A failure here is the echo of one that a call returned.
+        let _ = self.arena.free(opened.driver());
+        for ptr in self.owned.drain(..) {
+            let _ = opened.driver().free(ptr);
+        }
+    }
+}
+
+/// Copies rows into a tensor of the device.
+fn copy_in(driver: &dyn Driver, to: &DeviceTensor, values: &[f32]) -> Result<()> {
+    let rows = values.chunks(to.cols);
+    match to.dtype {
+        Dtype::F16 => {
+            let mut padded = vec![f16::ZERO; values.len() / to.cols * to.ld];
+            for (row, values) in padded.chunks_mut(to.ld).zip(rows) {
+                row[..to.cols].convert_from_f32_slice(values);
+            }
+            driver.copy_in(to.ptr, bytemuck::cast_slice(&padded))?;
+        }
+        _ => driver.copy_in(to.ptr, bytemuck::cast_slice(values))?,
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Whole steps on a device: the golden cases through every kernel, in the virtual machine or, with
+//! `CROSSTUNE_TEST_DEVICE=cuda:N`, on a GPU.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::case::{Case, features, json, losses, set_initial};
+use common::golden::{GoldenBatch, TEXTS, batches, floats, open_model};
+use common::{goldens, max_diff};
+use crosstune::cuda::device::Device;
+use crosstune::device::VmArena;
+use crosstune::exec::cuda::CudaExecutor;
+use crosstune::exec::{Executor, MemberStep};
+use crosstune::model::text::DropoutRates;
+use crosstune::train::program::{EncodeProgram, TextModel, TrainProgram};
+use serde_json::Value;
+
+/// How far a good f16 implementation may stray, in units of how far PyTorch's does.
+const TIMES: f32 = 3.0;
+
+/// `NAME_f16_noise.json` beside the folder NAME: how far PyTorch's f16 strays from the goldens.
+fn noise(folder: &Path) -> Option<Value> {
+    let name = folder.file_name()?.to_string_lossy().into_owned();
+    let path: PathBuf = folder.with_file_name(format!("{name}_f16_noise.json"));
+    if path.is_file() {
+        return Some(json(&path));
+    }
+    println!("SKIPPED: {} is absent", path.display());
+    None
+}
+
+/// What ten steps left.
+#[derive(PartialEq)]
+struct Trace {
+    feat_init: Vec<Vec<f32>>,
+    losses: Vec<f32>,
+    values: Vec<f32>,
+    feat_final: Vec<Vec<f32>>,
+}
+
+fn run(
+    device: &Device,
+    capture: bool,
+    model: &TextModel,
+    case: &Case<'_>,
+    data: &[GoldenBatch],
+) -> Trace {
+    let program = TrainProgram::new(&model.config, model.head, &case.adapter, DropoutRates::NONE);
+    let tower = EncodeProgram::new(&model.config, model.head, &case.adapter);
+    let mut state = model
+        .init(&program.graph, &case.adapter, &[1])
+        .expect("state");
+    set_initial(&mut state, &case.file);
+    let exec = CudaExecutor::new(device, model, program.graph.clone(), &state).expect("bound");
+    let mut exec = match capture {
+        true => exec,
+        false => exec.without_capture(),
+    };
+    let encoder = CudaExecutor::new(device, model, tower.graph.clone(), &state);
+    let mut encoder = encoder.expect("bound");
+    let who = (model, &case.adapter);
+    let feat_init = features(&mut encoder, tower.features, who, &mut state, &data[0]);
+    exec.load(&state).expect("loaded");
+    let n = floats(&case.file, "losses").len();
+    let mut trace = vec![];
+    for s in 0..n {
+        let step = MemberStep {
+            loss_scale: 1024.0,
+            ..case.step(s)
+        };
+        let batch = case.batch(&data[s % data.len()], &model.config);
+        exec.run(&mut state, &batch, &[step]).expect("ran");
+        trace.push(losses(&exec, &program.losses, &step).1);
+    }
+    exec.store(&mut state).expect("stored");
+    let feat_final = features(&mut encoder, tower.features, who, &mut state, &data[0]);
+    Trace {
+        feat_init,
+        losses: trace,
+        values: state.values,
+        feat_final,
+    }
+}
+
+/// Runs `f` on every case, two at a time; panics with what the failed ones said.
+fn each_case(cases: &[Value], f: impl Fn(&Value) -> Result<(), String> + Sync) {
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(vec![]);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(why) = f(case) {
+                        failures.lock().expect("no panic").push(why);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no panic");
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+#[test]
+fn ten_steps_of_every_case_stay_near_pytorch() {
+    let Some(folder) = goldens() else { return };
+    let Some(noise) = noise(&folder) else { return };
+    let manifest = json(&folder.join("manifest.json"));
+    let model = open_model(&folder);
+    let data = batches(&folder);
+    let cases = manifest["cases"].as_array().expect("cases");
+    each_case(cases, |entry| {
+        let name = entry["name"].as_str().expect("name");
+        let case = Case::open(&folder, entry)?;
+        let start = std::time::Instant::now();
+        let packed = run(&Device::vm(VmArena::Packed), true, &model, &case, &data);
+        let took = start.elapsed();
+        let limit = |key: &str| noise[name][key].as_f64().expect("a deviation") as f32 * TIMES;
+        let steps = noise[name]["loss_abs"].as_array().expect("deviations");
+        let worst = steps.iter().filter_map(Value::as_f64).fold(0f64, f64::max) as f32;
+        let want = floats(&case.file, "losses");
+        let feature = |got: &[Vec<f32>], key: &str| {
+            let of = |(got, text): (&Vec<f32>, &&str)| {
+                max_diff(got, &floats(&case.file, &format!("{key}.{text}")))
+            };
+            got.iter().zip(&TEXTS).map(of).fold(0f32, f32::max)
+        };
+        let errors = [
+            ("losses", max_diff(&packed.losses, &want), worst * TIMES),
+            (
+                "feat_init",
+                feature(&packed.feat_init, "feat_init"),
+                limit("feat_init_abs"),
+            ),
+            (
+                "feat_final",
+                feature(&packed.feat_final, "feat_final"),
+                limit("feat_final_abs"),
+            ),
+        ];
+        println!("{name:56} {errors:?} {took:.1?}");
+        for (what, error, limit) in errors {
+            if error.is_nan() || error > limit {
+                return Err(format!(
+                    "{name}: {what} is off by {error:.2e}, limit {limit:.2e}"
+                ));
+            }
+        }
+        let spread = run(&Device::vm(VmArena::Spread), false, &model, &case, &data);
+        match packed == spread {
+            true => Ok(()),
+            false => Err(format!(
+                "{name}: packed and captured differ from spread and launched"
+            )),
+        }
+    });
+}
