@@ -89,7 +89,10 @@ fn an_adapter_file_is_enough_to_use_it() {
         train(&w, "run", method, &["--lr=1e-2", "--freeze-layer-norms"]);
         let file = "run/adapter_last.safetensors";
         let adapter = AdapterFile::load(&w.path(file)).expect("an adapter");
-        let options = EngineOptions { threads: Some(1) };
+        let options = EngineOptions {
+            threads: Some(1),
+            ..EngineOptions::default()
+        };
         let engine = Engine::open(&w.path("model"), options).expect("a model");
         let texts = ["a red circle", "ein Kreis"];
         let encode = |adapter| engine.encode(&texts, adapter).expect("features");

@@ -78,7 +78,10 @@ fn load(w: &World, name: &str) -> AdapterFile {
 }
 
 fn features(w: &World, adapter: &AdapterFile) -> Vec<f32> {
-    let options = EngineOptions { threads: Some(1) };
+    let options = EngineOptions {
+        threads: Some(1),
+        ..EngineOptions::default()
+    };
     let engine = Engine::open(&w.path("model"), options).expect("a model");
     let texts = ["a red circle", "ein blaues Quadrat"];
     engine.encode(&texts, Some(adapter)).expect("features")

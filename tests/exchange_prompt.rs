@@ -62,7 +62,10 @@ fn a_prompt_of_pectvlm_or_opendelta_is_ours() {
         // Of the encoder alone, as a delta on a bare XLM-R is saved.
         rename(&w, "soft_prompt_layer.soft_embeds");
         check(&["--from=opendelta", "--adapter=delta"]);
-        let options = EngineOptions { threads: Some(1) };
+        let options = EngineOptions {
+            threads: Some(1),
+            ..EngineOptions::default()
+        };
         let engine = Engine::open(&w.path("model"), options).expect("a model");
         let texts = ["ein roter Kreis", "x"];
         let features = |file| engine.encode(&texts, file).expect("features");

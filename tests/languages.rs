@@ -118,7 +118,10 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let world = World::new();
-        let options = EngineOptions { threads: Some(2) };
+        let options = EngineOptions {
+            threads: Some(2),
+            ..EngineOptions::default()
+        };
         let engine = Engine::open(&world.path("model"), options).expect("engine");
         Bench { world, engine }
     }

@@ -78,6 +78,7 @@ fn two_engines_work_side_by_side() {
     let open = |threads| {
         let options = EngineOptions {
             threads: Some(threads),
+            ..EngineOptions::default()
         };
         Engine::open(&world.path("model"), options).expect("engine")
     };

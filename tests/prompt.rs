@@ -26,7 +26,10 @@ fn train(w: &World, more: &[&str]) -> Ran {
 }
 
 fn engine(w: &World) -> Engine {
-    let options = EngineOptions { threads: Some(1) };
+    let options = EngineOptions {
+        threads: Some(1),
+        ..EngineOptions::default()
+    };
     Engine::open(&w.path("model"), options).expect("a model")
 }
 

@@ -30,7 +30,10 @@ pub fn trained(more: &[&str]) -> World {
 
 /// Features of [`TEXTS`].
 pub fn features(model: &Path, adapter: Option<&AdapterFile>) -> Vec<f32> {
-    let options = EngineOptions { threads: Some(1) };
+    let options = EngineOptions {
+        threads: Some(1),
+        ..EngineOptions::default()
+    };
     let engine = Engine::open(model, options).expect("a model");
     engine.encode(&TEXTS, adapter).expect("features")
 }

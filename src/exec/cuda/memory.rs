@@ -60,6 +60,8 @@ pub fn f32_values(graph: &Graph) -> Vec<bool> {
             Op::Contrastive(op) => &[op.loss, op.lse],
             Op::Mse(op) => &[op.loss],
             Op::GradNorm(op) => &[op.norm],
+            Op::Phm(op) => &[op.u, op.s],
+            Op::PhmGrad(op) => &[op.ds, op.du],
             _ => &[],
         };
         ids.iter().for_each(|id| out[id.idx()] = true);

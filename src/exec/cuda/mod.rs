@@ -19,12 +19,13 @@ use self::state::DeviceState;
 use super::state::TrainState;
 use super::{Executor, Pass};
 use crate::cuda::device::{Device, Opened};
-use crate::cuda::ops::{Context, DeviceTensor};
+use crate::cuda::ops::{Context, DeviceTensor, embedding};
 use crate::cuda::step_params::StepBuffer;
 use crate::cuda::{DevicePtr, Driver, GraphId};
 use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
+use crate::ops::Op;
 use crate::tensor::Dtype;
 use crate::train::program::TextModel;
 
@@ -118,16 +119,36 @@ impl CudaExecutor {
         self.owned.push(ptr);
         let prepared = Prepared {
             memory,
-            step: StepBuffer::new(ptr, room.bucket, room.longest),
+            step: StepBuffer::new(ptr, room.bucket, room.longest).with_prompt(room.prompt),
             replays: HashMap::new(),
         };
         self.rooms.insert(room, prepared);
         Ok(())
     }
 
+    fn over<'a>(&'a self, opened: &'a Opened, prepared: &'a Prepared) -> Run<'a> {
+        Run {
+            cx: Context {
+                driver: opened.driver(),
+                step: &prepared.step,
+            },
+            graph: &self.graph,
+            weights: &self.weights,
+            state: &self.state,
+            memory: &prepared.memory,
+            forget: self.device.reuse() == Reuse::Packed,
+        }
+    }
+
     /// Copies in what a pass brings.
     fn bring(&self, opened: &Opened, prepared: &Prepared, pass: &Pass<'_>) -> Result<()> {
         let driver = opened.driver();
+        for op in &self.graph.nodes[pass.nodes.clone()] {
+            if let Op::Embedding(op) = op {
+                let run = self.over(opened, prepared);
+                embedding::check_ids(&run.tables(&op.tables), pass.batch)?;
+            }
+        }
         prepared.step.upload(driver, pass.batch, pass.steps)?;
         if self.device.reuse() == Reuse::Spread && pass.nodes.start == 0 {
             // Nothing of the step before is wanted any more.
@@ -195,17 +216,7 @@ impl Executor for CudaExecutor {
         let key = (pass.nodes.start, pass.nodes.end);
         let driver = opened.driver();
         let prepared = &self.rooms[&room];
-        let run = Run {
-            cx: Context {
-                driver,
-                step: &prepared.step,
-            },
-            graph: &self.graph,
-            weights: &self.weights,
-            state: &self.state,
-            memory: &prepared.memory,
-            forget: self.device.reuse() == Reuse::Packed,
-        };
+        let run = self.over(&opened, prepared);
         let next = match prepared.replays.get(&key) {
             Some(Replay::Captured(graph)) => {
                 driver.replay(*graph)?;

@@ -7,13 +7,15 @@ use super::memory::Memory;
 use super::state::DeviceState;
 use crate::cuda::ops::{
     Context, DeviceTensor, activation, add, attention, contrastive, embedding, gelu, l2_norm,
-    layer_norm, linear, linear_weight, mse, pool,
+    layer_norm, linear, linear_weight, mse, phm, pool,
 };
 use crate::cuda::{DriverError, Result};
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::linear::grad::{InputGrad, LoraGrad, WeightGrad};
 use crate::ops::linear::{Linear, columns};
-use crate::ops::{Op, attention as op_attention, embedding as op_embedding, layer_norm as op_norm};
+use crate::ops::{
+    Op, attention as op_attention, embedding as op_embedding, layer_norm as op_norm, phm as op_phm,
+};
 use crate::text::pack::Rows;
 
 /// One run over nodes of a graph.
@@ -88,10 +90,17 @@ impl Run<'_> {
                     inp: self.at(op.inp),
                 },
             ),
-            Op::Phm(_) | Op::PhmGrad(_) => Err(DriverError::Failed {
-                call: op.name().into(),
-                reason: "no kernel".into(),
-            }),
+            Op::Phm(op) => phm::forward(
+                self.cx,
+                &phm::Forward {
+                    inp: self.at(op.inp),
+                    weights: self.phm_weights(&op.weights),
+                    u: self.at(op.u),
+                    s: self.at(op.s),
+                    out: self.at(op.out),
+                },
+            ),
+            Op::PhmGrad(op) => self.phm_grad(op),
             Op::Attention(op) => self.attention(op),
             Op::AttentionGrad(op) => self.attention_grad(op),
             Op::LayerNorm(op) => self.layer_norm(op),
@@ -210,7 +219,8 @@ impl Run<'_> {
         id.map(|id| self.state.grad(id))
     }
 
-    fn tables(&self, tables: &op_embedding::Tables) -> embedding::Tables {
+    /// The tables of an embedding.
+    pub fn tables(&self, tables: &op_embedding::Tables) -> embedding::Tables {
         embedding::Tables {
             word: self.half(tables.word),
             position: self.half(tables.position),
@@ -224,6 +234,7 @@ impl Run<'_> {
             tables: self.tables(&op.tables),
             weight: self.vector(op.tables.weight),
             bias: self.vector(op.tables.bias),
+            prompt: op.tables.prompt.map(|id| self.state.value(id)),
             eps: op.eps,
             dropout: op.dropout,
         };
@@ -233,11 +244,13 @@ impl Run<'_> {
     fn embedding_grad(&self, op: &op_embedding::EmbeddingGrad) -> Result<()> {
         let scratch = &self.memory.scratch;
         let [z, dz] = needed(scratch.embedding, "sums of embeddings")?;
-        let [word, position, token_type, weight, bias, _] = op.grads.map(|id| self.grad(id));
+        let [word, position, token_type, weight, bias, dprompt] = op.grads.map(|id| self.grad(id));
         let norm = weight.or(bias).is_some();
         let backward = embedding::Backward {
             dz,
             dtables: [word, position, token_type],
+            dprompt,
+            prompt: op.tables.prompt.map(|id| self.state.value(id)),
             dweight: weight,
             dbias: bias,
             partials: scratch
@@ -258,6 +271,37 @@ impl Run<'_> {
     /// The scratch for sums over C columns: it is as wide as the widest needs.
     fn cut(&self, partials: DeviceTensor, c: usize) -> DeviceTensor {
         DeviceTensor::f32(partials.ptr, partials.rows, 2 * c)
+    }
+
+    fn phm_weights(&self, w: &op_phm::Weights) -> phm::Weights {
+        // One number a row in checkpoints, K / n on the device: the same memory.
+        let left = self.state.value(w.left);
+        let n = self.graph.channels(w.rule);
+        phm::Weights {
+            rule: self.state.value(w.rule),
+            left: flat(left, n),
+            right: self.state.value(w.right),
+            bias: self.state.value(w.bias),
+        }
+    }
+
+    fn phm_grad(&self, op: &op_phm::grad::PhmGrad) -> Result<()> {
+        let f = &op.forward;
+        let [rule, left, right, bias] = op.dweights.map(|id| self.grad(id));
+        let n = self.graph.channels(f.weights.rule);
+        let backward = phm::Backward {
+            inp: self.at(f.inp),
+            weights: self.phm_weights(&f.weights),
+            u: self.at(f.u),
+            s: self.at(f.s),
+            dout: self.at(op.dout),
+            resid: op.resid.map(|id| self.at(id)),
+            ds: self.at(op.ds),
+            du: self.at(op.du),
+            dinp: op.dinp.map(|id| self.at(id)),
+            dweights: [rule, left.map(|t| flat(t, n)), right, bias],
+        };
+        phm::backward(self.cx, &backward)
     }
 
     fn attention(&self, op: &op_attention::Attention) -> Result<()> {
@@ -337,8 +381,14 @@ impl Run<'_> {
                 out: self.columns(out, at),
                 act: act.map(|t| self.columns(t, at)),
                 inp,
-                weight: self.half(p.weight),
-                bias: p.bias.map(|id| self.half(id)),
+                weight: DeviceTensor {
+                    members: 0,
+                    ..self.half(p.weight)
+                },
+                bias: p.bias.map(|id| DeviceTensor {
+                    members: 0,
+                    ..self.half(id)
+                }),
                 lora: p.lora.map(|l| self.lora(&l)),
                 tile: linear::Tile::of(inp.rows),
             };
@@ -362,7 +412,10 @@ impl Run<'_> {
             rows: op.rows,
             dinp: None,
             dout: self.columns(self.at(op.dout), at),
-            weight: self.half(op.parts[op.part].weight),
+            weight: DeviceTensor {
+                members: 0,
+                ..self.half(op.parts[op.part].weight)
+            },
             resid: None,
             lora: Some(linear::LoraBackward {
                 dlora_a: self.grad(op.grads.0),
@@ -403,17 +456,34 @@ impl Run<'_> {
                 rows: op.rows,
                 dinp: Some(dinp),
                 dout: self.columns(dout, at),
-                weight: self.half(p.weight),
+                weight: DeviceTensor {
+                    members: 0,
+                    ..self.half(p.weight)
+                },
                 resid,
-                lora: None,
+                lora: match (p.lora, v) {
+                    (Some(l), Some(v)) => Some(linear::LoraBackward {
+                        dlora_a: None,
+                        dlora_b: None,
+                        v: self.at(*v),
+                        inp: dinp,
+                        lora: self.lora(&l),
+                    }),
+                    _ => None,
+                },
                 tile: linear::Tile::of(dinp.rows),
             };
-            let _ = v;
             linear::backward(self.cx, &backward)?;
             resid = Some(dinp);
         }
         Ok(())
     }
+}
+
+/// An unpadded tensor with its numbers in `rows` rows.
+fn flat(t: DeviceTensor, rows: usize) -> DeviceTensor {
+    let cols = t.rows * t.cols / rows;
+    DeviceTensor::f32(t.ptr, rows, cols).per_member(t.members)
 }
 
 /// Scratch that the plan made for nodes of this kind.
