@@ -11,8 +11,8 @@ use crate::cuda::ops::{
 };
 use crate::cuda::{DriverError, Result};
 use crate::graph::{Dim, Graph, Role, ValueId};
-use crate::ops::linear::grad::{InputGrad, LoraGrad, WeightGrad};
-use crate::ops::linear::{Linear, columns};
+use crate::ops::linear::grad::{BranchGrad, InputGrad, LoraGrad, WeightGrad};
+use crate::ops::linear::{Linear, Lora, Part, columns};
 use crate::ops::{
     Op, attention as op_attention, embedding as op_embedding, layer_norm as op_norm, phm as op_phm,
 };
@@ -373,60 +373,49 @@ impl Run<'_> {
     }
 
     fn linear(&self, op: &Linear) -> Result<()> {
-        let (out, inp) = (self.at(op.out), self.at(op.inp));
-        let act = op.act.map(|id| self.at(id));
-        for (p, at) in op.parts.iter().zip(&columns(self.graph, &op.parts)) {
-            let forward = linear::Forward {
-                rows: op.rows,
-                out: self.columns(out, at),
-                act: act.map(|t| self.columns(t, at)),
-                inp,
-                weight: DeviceTensor {
-                    members: 0,
-                    ..self.half(p.weight)
-                },
-                bias: p.bias.map(|id| DeviceTensor {
-                    members: 0,
-                    ..self.half(id)
-                }),
-                lora: p.lora.map(|l| self.lora(&l)),
-                tile: linear::Tile::of(inp.rows),
-            };
-            linear::forward(self.cx, &forward)?;
-        }
-        Ok(())
+        let inp = self.at(op.inp);
+        let forward = linear::Forward {
+            rows: op.rows,
+            out: self.at(op.out),
+            act: op.act.map(|id| self.at(id)),
+            inp,
+            parts: &self.parts(&op.parts),
+            tile: linear::Tile::of(inp.rows),
+        };
+        linear::forward(self.cx, &forward)
     }
 
-    fn lora(&self, l: &crate::ops::linear::Lora) -> linear::Lora {
-        linear::Lora {
+    fn parts(&self, parts: &[Part]) -> Vec<linear::Part> {
+        let lora = |l: Lora| linear::Lora {
             u: self.at(l.u),
             lora_a: self.state.half(l.lora_a),
             lora_b: self.state.half(l.lora_b),
             scale: l.scale,
-        }
+            dropout: l.dropout,
+        };
+        let part = |p: &Part| linear::Part {
+            weight: self.half(p.weight),
+            bias: p.bias.map(|id| self.half(id)),
+            lora: p.lora.map(lora),
+        };
+        parts.iter().map(part).collect()
     }
 
     fn lora_grad(&self, op: &LoraGrad) -> Result<()> {
-        let at = &columns(self.graph, &op.parts)[op.part];
-        let backward = linear::Backward {
-            rows: op.rows,
-            dinp: None,
-            dout: self.columns(self.at(op.dout), at),
-            weight: DeviceTensor {
-                members: 0,
-                ..self.half(op.parts[op.part].weight)
-            },
-            resid: None,
-            lora: Some(linear::LoraBackward {
-                dlora_a: self.grad(op.grads.0),
-                dlora_b: self.grad(op.grads.1),
-                v: self.at(op.v),
-                inp: self.at(op.inp),
-                lora: self.lora(&op.lora),
-            }),
-            tile: linear::Tile::of(self.at(op.dout).rows),
+        let grad = |b: &BranchGrad| linear::BranchGrad {
+            v: self.at(b.v),
+            dlora_a: self.grad(b.dlora_a),
+            dlora_b: self.grad(b.dlora_b),
         };
-        linear::backward(self.cx, &backward)
+        let branches: Vec<_> = op.branches.iter().map(|b| b.as_ref().map(grad)).collect();
+        let backward = linear::LoraBackward {
+            rows: op.rows,
+            dout: self.at(op.dout),
+            inp: self.at(op.inp),
+            parts: &self.parts(&op.parts),
+            branches: &branches,
+        };
+        linear::lora_backward(self.cx, &backward)
     }
 
     fn weight_grad(&self, op: &WeightGrad) -> Result<()> {
@@ -444,39 +433,22 @@ impl Run<'_> {
     }
 
     fn input_grad(&self, op: &InputGrad) -> Result<()> {
-        let (dinp, dout) = (self.at(op.dinp), self.at(op.dout));
-        let mut resid = op.resid.map(|id| self.at(id));
-        for ((p, at), v) in op
-            .parts
+        let dinp = self.at(op.dinp);
+        let v: Vec<_> = op
+            .branches
             .iter()
-            .zip(&columns(self.graph, &op.parts))
-            .zip(&op.branches)
-        {
-            let backward = linear::Backward {
-                rows: op.rows,
-                dinp: Some(dinp),
-                dout: self.columns(dout, at),
-                weight: DeviceTensor {
-                    members: 0,
-                    ..self.half(p.weight)
-                },
-                resid,
-                lora: match (p.lora, v) {
-                    (Some(l), Some(v)) => Some(linear::LoraBackward {
-                        dlora_a: None,
-                        dlora_b: None,
-                        v: self.at(*v),
-                        inp: dinp,
-                        lora: self.lora(&l),
-                    }),
-                    _ => None,
-                },
-                tile: linear::Tile::of(dinp.rows),
-            };
-            linear::backward(self.cx, &backward)?;
-            resid = Some(dinp);
-        }
-        Ok(())
+            .map(|v| v.map(|id| self.at(id)))
+            .collect();
+        let backward = linear::InputBackward {
+            rows: op.rows,
+            dinp,
+            dout: self.at(op.dout),
+            resid: op.resid.map(|id| self.at(id)),
+            parts: &self.parts(&op.parts),
+            v: &v,
+            tile: linear::Tile::of(dinp.rows),
+        };
+        linear::input_backward(self.cx, &backward)
     }
 }
 
