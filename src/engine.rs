@@ -21,6 +21,8 @@ use crate::exec::cuda::CudaExecutor;
 use crate::exec::state::TrainState;
 use crate::exec::{Executor, MemberStep};
 use crate::graph::Graph;
+#[cfg(feature = "cuda")]
+use crate::graph::Role;
 use crate::text::pack::{Batch, MemberTexts, Text};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::program::{EncodeProgram, TextModel};
@@ -163,7 +165,12 @@ impl Engine {
             }
             #[cfg(feature = "cuda")]
             Home::Cuda(device) => {
-                let exec = CudaExecutor::new(device, &self.model, graph.clone(), state)?;
+                let source = |name: &str| self.model.frozen(name);
+                let exec = CudaExecutor::new(device, &source, graph.clone(), state)?;
+                // What is on the device now is not read here again.
+                for id in graph.with_role(Role::Frozen) {
+                    self.model.release(&graph.get(id).name);
+                }
                 Ok(Box::new(exec))
             }
         }

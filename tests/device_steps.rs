@@ -55,12 +55,13 @@ fn run(
         .init(&program.graph, &case.adapter, &[1])
         .expect("state");
     set_initial(&mut state, &case.file);
-    let exec = CudaExecutor::new(device, model, program.graph.clone(), &state).expect("bound");
+    let source = |name: &str| model.frozen(name);
+    let exec = CudaExecutor::new(device, &source, program.graph.clone(), &state).expect("bound");
     let mut exec = match capture {
         true => exec,
         false => exec.without_capture(),
     };
-    let encoder = CudaExecutor::new(device, model, tower.graph.clone(), &state);
+    let encoder = CudaExecutor::new(device, &source, tower.graph.clone(), &state);
     let mut encoder = encoder.expect("bound");
     let who = (model, &case.adapter);
     let feat_init = features(&mut encoder, tower.features, who, &mut state, &data[0]);

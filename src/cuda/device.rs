@@ -14,11 +14,13 @@ use crate::device::VmArena;
 use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Dim, Value};
-use crate::train::program::TextModel;
 use crate::weights::view::TensorView;
 
 /// Numbers that are converted and copied at once.
 const COPY: usize = 1 << 20;
+
+/// Where the frozen values of a model lie, by their names. All that use one device take the same.
+pub type Source<'a> = &'a dyn Fn(&str) -> Result<TensorView<'a>>;
 
 /// A device that several executors use in turn.
 #[derive(Clone)]
@@ -89,22 +91,21 @@ impl Opened {
         &*self.driver
     }
 
-    /// A frozen value of a graph, f16 with rows padded to 8; copied from the checkpoint's map at
-    /// first use, whose pages are given back then.
+    /// A frozen value of a graph, f16 with rows padded to 8; copied from where it lies at first
+    /// use.
     ///
     /// # Errors
-    /// If the checkpoint lacks it, or holds a number that f16 can't; if the device has no room.
-    pub fn weight(&mut self, model: &TextModel, value: &Value) -> Result<DeviceTensor> {
+    /// If it is nowhere, or holds a number that f16 can't; if the device has no room.
+    pub fn weight(&mut self, source: Source<'_>, value: &Value) -> Result<DeviceTensor> {
         if let Some(t) = self.weights.get(&value.name) {
             return Ok(*t);
         }
         let (rows, cols) = extents(value);
-        let view = model.frozen(&value.name)?;
+        let view = source(&value.name)?;
         let shape = DeviceTensor::f16(DevicePtr::NULL, rows, cols);
         let ptr = self.driver.alloc(shape.len() * 2, &value.name)?;
         let t = DeviceTensor { ptr, ..shape };
         copy_rows(self.driver(), &value.name, view, &t)?;
-        model.release(&value.name);
         self.weights.insert(value.name.clone(), t);
         Ok(t)
     }

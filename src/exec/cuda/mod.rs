@@ -3,7 +3,7 @@
 //! What is fixed per bucket (addresses, extents, strides) is in the launches; what changes per step is
 //! copied into the step's parameters before. So a list of launches is captured once and replayed.
 
-mod memory;
+pub mod memory;
 mod nodes;
 mod state;
 
@@ -18,7 +18,7 @@ use self::nodes::Run;
 use self::state::DeviceState;
 use super::state::TrainState;
 use super::{Executor, Pass};
-use crate::cuda::device::{Device, Opened};
+use crate::cuda::device::{Device, Opened, Source};
 use crate::cuda::ops::{Context, DeviceTensor, embedding};
 use crate::cuda::step_params::StepBuffer;
 use crate::cuda::{DevicePtr, Driver, GraphId};
@@ -27,7 +27,6 @@ use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
 use crate::ops::Op;
 use crate::tensor::Dtype;
-use crate::train::program::TextModel;
 
 /// Runs a graph on a device.
 pub struct CudaExecutor {
@@ -69,14 +68,14 @@ impl CudaExecutor {
     /// If the checkpoint lacks a weight or holds one that f16 can't; if the device has no room.
     pub fn new(
         device: &Device,
-        model: &TextModel,
+        source: Source<'_>,
         graph: Arc<Graph>,
         state: &TrainState,
     ) -> Result<CudaExecutor> {
         let mut opened = device.lock();
         let mut weights = HashMap::new();
         for id in graph.with_role(Role::Frozen) {
-            weights.insert(id, opened.weight(model, graph.get(id))?);
+            weights.insert(id, opened.weight(source, graph.get(id))?);
         }
         let mut owned = Vec::new();
         let on_device = DeviceState::new(opened.driver(), &graph, state, &mut owned)?;
