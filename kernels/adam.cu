@@ -32,6 +32,8 @@ struct alignas(16) TensorParams {
     long long half_at;   // of its first number in halves; -1: no copy
     int len, cols;       // numbers of a member's copy and of its rows
     int half_len, ld;    // halves of a member's copy and from row to row
+    int is_head;         // 1: it takes the head's learning rate
+    int unused[3];
 };
 
 struct Chunk {
@@ -119,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam_factors_f32(
         n[g] += 1.f;
         f.grad = fminf(a.clip_norm / (length + 1e-6f), 1.f) / scale;
         // 1 - beta^n without the loss of digits that a beta near 1 brings.
-        f.step = a.lr / -expm1f(n[g] * a.log_beta1);
+        f.step = 1.f / -expm1f(n[g] * a.log_beta1);
         f.root = sqrtf(-expm1f(n[g] * a.log_beta2));
         f.moves = 1.f;
     }
@@ -135,6 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam_step_f32(
     AdamParams a = adams[blockIdx.y];
     Chunk chunk = chunks[blockIdx.x];
     TensorParams t = tensors[chunk.tensor];
+    float rate = (t.is_head ? a.head_lr : a.lr) * f.step;
     for_each4(t, chunk.start, [&](int i, long long at, int n, bool aligned) {
         float x[4], d[4], first[4], second[4];
         load4(x, values + at, n, aligned);
@@ -146,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adam_step_f32(
             float grad = fmaf(a.weight_decay, x[j], d[j] * f.grad);
             first[j] = fmaf(a.rest1, grad - first[j], first[j]);
             second[j] = fmaf(a.rest2 * grad, grad, a.beta2 * second[j]);
-            x[j] -= f.step * first[j] / (sqrtf(second[j]) / f.root + a.eps);
+            x[j] -= rate * first[j] / (sqrtf(second[j]) / f.root + a.eps);
         }
         store4(values + at, x, n, aligned);
         store4(m + at, first, n, aligned);

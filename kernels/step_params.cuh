@@ -65,7 +65,8 @@ struct alignas(16) AdamParams {
     float weight_decay;
     float clip_norm;           // infinite: no clipping
     unsigned active;           // 0: it keeps its values and moments
-    unsigned unused[2];
+    float head_lr;             // of the linear head
+    unsigned unused;
 };
 
 // The last member whose start, as `start(member)` tells it, is at most `idx`; members without rows

@@ -61,7 +61,8 @@ struct AdamParams {
     weight_decay: f32,
     clip_norm: f32,
     active: u32,
-    unused: [u32; 2],
+    head_lr: f32,
+    unused: u32,
 }
 
 /// `TokenIds`
@@ -292,7 +293,8 @@ fn adam(step: &MemberStep) -> AdamParams {
         weight_decay: a.weight_decay as f32,
         clip_norm: a.clip_norm as f32,
         active: step.active.into(),
-        unused: [0; 2],
+        head_lr: a.head_lr.unwrap_or(a.lr) as f32,
+        unused: 0,
     }
 }
 

@@ -23,6 +23,14 @@ const fn tensor(rows: usize, cols: usize, half_rows: Option<usize>) -> Trainable
         rows,
         cols,
         half_rows,
+        is_head: false,
+    }
+}
+
+const fn head(rows: usize, cols: usize) -> Trainable {
+    Trainable {
+        is_head: true,
+        ..tensor(rows, cols, None)
     }
 }
 
@@ -31,6 +39,7 @@ const TENSORS: &[Trainable] = &[
     tensor(1, 4103, None),
     tensor(1, 1, Some(1)),
     tensor(16, 8, Some(16)),
+    head(3, 5),
 ];
 
 const FINITE: Optimiser = Optimiser {
@@ -176,6 +185,7 @@ impl Case for Optimiser {
             let (a, n) = (&s.adam, i32::from(TAKEN as u8) + 1);
             let clip = (a.clip_norm / (norm + 1e-6)).min(1.0);
             for (i, t) in self.tensors.iter().enumerate() {
+                let lr = a.head_lr.filter(|_| t.is_head).unwrap_or(a.lr);
                 let (mut x, mut m, mut v) = (own("values", i), own("m", i), own("v", i));
                 for (j, d) in own("grads", i).into_iter().enumerate() {
                     if !moves {
@@ -185,7 +195,7 @@ impl Case for Optimiser {
                     m[j] = a.beta1 * m[j] + (1.0 - a.beta1) * d;
                     v[j] = a.beta2 * v[j] + (1.0 - a.beta2) * d * d;
                     let root = (v[j] / (1.0 - a.beta2.powi(n))).sqrt() + a.eps;
-                    x[j] -= a.lr / (1.0 - a.beta1.powi(n)) * m[j] / root;
+                    x[j] -= lr / (1.0 - a.beta1.powi(n)) * m[j] / root;
                 }
                 if t.half_rows.is_some() {
                     halves.extend_from_slice(&x);

@@ -82,6 +82,7 @@ impl World {
             active: m.3 != 6,
             adam: Adam {
                 lr: 1e-3 * m.3 as f64,
+                head_lr: (m.3 % 2 == 1).then_some(3e-3),
                 weight_decay: if m.3 % 2 == 1 { 0.01 } else { 0.0 },
                 clip_norm: if m.3 == 3 { 0.5 } else { f64::INFINITY },
                 ..Adam::default()

@@ -20,6 +20,8 @@ pub struct Trainable {
     pub cols: usize,
     /// Rows of its f16 copy, the last ones zero; none where kernels read the f32 values.
     pub half_rows: Option<usize>,
+    /// Whether it is of the linear head, which may have a learning rate of its own.
+    pub is_head: bool,
 }
 
 /// `TensorParams`
@@ -32,6 +34,8 @@ struct TensorParams {
     cols: u32,
     half_len: u32,
     ld: u32,
+    is_head: u32,
+    unused: [u32; 3],
 }
 
 /// `Chunk`
@@ -75,6 +79,8 @@ impl Layout {
                 cols: t.cols as u32,
                 half_len: own_half as u32,
                 ld: ld as u32,
+                is_head: t.is_head.into(),
+                unused: [0; 3],
             });
             let starts = (0..own as u32).step_by(BLOCK);
             chunks.extend(starts.map(|start| Chunk {
@@ -276,6 +282,7 @@ mod tests {
             rows,
             cols,
             half_rows,
+            is_head: false,
         };
         let layout = Layout::new(
             3,
@@ -294,7 +301,7 @@ mod tests {
         assert_eq!(layout.half_len(), 1024);
         let chunks: Vec<_> = layout.chunks.iter().map(|c| (c.tensor, c.start)).collect();
         assert_eq!(chunks, [(0, 0), (1, 0), (1, 4096), (2, 0)]);
-        assert_eq!(layout.table().len(), 3 * 32 + 4 * 8);
+        assert_eq!(layout.table().len(), 3 * 48 + 4 * 8);
         assert!(Layout::new(3, &[]).is_empty());
     }
 }

@@ -10,6 +10,7 @@ use crate::cuda::{DevicePtr, Driver, Result};
 use crate::exec::state::TrainState;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::Op;
+use crate::weights::text_model::is_head;
 
 /// The trainable tensors of all members of a graph.
 pub struct DeviceState {
@@ -249,6 +250,7 @@ fn shapes(graph: &Graph) -> Vec<Trainable> {
             rows,
             cols,
             half_rows,
+            is_head: is_head(&graph.get(id).name),
         }
     };
     graph.with_role(Role::Trainable).map(shape).collect()
