@@ -88,7 +88,7 @@ fn rounds_add_up_to_the_mean_of_their_gradients() {
         let mut state = tiny::state(&program.graph, &[1, 2]);
         let frozen = tiny::frozen(&program.graph);
         let exec = CpuExecutor::new(program.graph.clone(), frozen, &state, tiny::pool(2));
-        let mut runner = StepRunner::new(program, exec, None);
+        let mut runner = StepRunner::new(program, Box::new(exec), None);
         // What an earlier step left must not count.
         state.grads.fill(f32::NAN);
         runner.step(&mut state, rounds).expect("ran");

@@ -77,7 +77,7 @@ impl Bench {
         state.grads.fill(f32::NAN);
         let (graph, frozen) = (program.graph.clone(), self.frozen.clone());
         let exec = CpuExecutor::new(graph, frozen, &state, tiny::pool(2));
-        let mut runner = StepRunner::new(program, exec, max_tokens);
+        let mut runner = StepRunner::new(program, Box::new(exec), max_tokens);
         let measured = runner.step(&mut state, rounds).expect("ran");
         (measured, state, runner.arena_bytes())
     }

@@ -108,18 +108,29 @@ pub fn encode(
     let program = EncodeProgram::new(&model.config, model.head, adapter);
     let frozen = Arc::new(model.bind(&program.graph).expect("bound"));
     let mut exec = CpuExecutor::new(program.graph.clone(), frozen, state, pool(2));
-    (0..4)
-        .map(|k| {
-            let member = MemberTexts {
-                anchors: texts(&batch.texts[k], 0),
-                partners: vec![],
-            };
-            let packed = Batch::pack(&[member], adapter.layout(&model.config), vec![]);
-            exec.run(state, &packed, &[MemberStep::default()])
-                .expect("ran");
-            exec.output(program.features)
-        })
-        .collect()
+    features(&mut exec, program.features, (model, adapter), state, batch)
+}
+
+/// Features of the four texts of a batch.
+pub fn features(
+    exec: &mut dyn Executor,
+    id: ValueId,
+    (model, adapter): (&TextModel, &Adapter),
+    state: &mut TrainState,
+    batch: &GoldenBatch,
+) -> Vec<Vec<f32>> {
+    exec.load(state).expect("loaded");
+    let mut of = |ids: &Vec<Vec<u32>>| {
+        let member = MemberTexts {
+            anchors: texts(ids, 0),
+            partners: vec![],
+        };
+        let packed = Batch::pack(&[member], adapter.layout(&model.config), vec![]);
+        exec.run(state, &packed, &[MemberStep::default()])
+            .expect("ran");
+        exec.output(id).expect("read")
+    };
+    batch.texts.iter().map(&mut of).collect()
 }
 
 pub struct Case<'a> {
@@ -196,7 +207,7 @@ impl<'a> Case<'a> {
 
 /// The objective's two parts and the objective.
 pub fn losses(exec: &dyn Executor, l: &Losses, step: &MemberStep) -> ([f32; 2], f32) {
-    combined(l, step, |id| exec.output(id)[0])
+    combined(l, step, |id| exec.output(id).expect("read")[0])
 }
 
 /// The same of terms that another executor has.

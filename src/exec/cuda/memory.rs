@@ -57,7 +57,7 @@ pub fn f32_values(graph: &Graph) -> Vec<bool> {
             Op::LayerNorm(op) => &[op.stats],
             Op::Attention(op) => &[op.lse],
             Op::L2Norm(op) => &[op.norm],
-            Op::Contrastive(op) => &[op.loss, op.lse],
+            Op::Contrastive(op) => &[op.loss, op.lse, op.low],
             Op::Mse(op) => &[op.loss],
             Op::GradNorm(op) => &[op.norm],
             Op::Phm(op) => &[op.u, op.s],
@@ -83,8 +83,6 @@ pub struct Scratch {
     pub stats: Option<DeviceTensor>,
     /// (N, 2) f32 terms of a contrastive loss.
     pub terms: Option<DeviceTensor>,
-    /// (N, 2) f32 by log-sum-exp: what rounding took from it, kept for the gradient.
-    pub low: HashMap<ValueId, DeviceTensor>,
     /// (N, E) f16 by input.
     pub inputs: HashMap<ValueId, DeviceTensor>,
 }
@@ -241,11 +239,7 @@ fn scratch(
                 out.stats = Some(alloc(f32(b.tokens, 2), "embedding.stats")?);
             }
             Op::AttentionGrad(op) => heads = heads.max(op.heads),
-            Op::Contrastive(op) => {
-                items = true;
-                let label = format!("{}.low", graph.get(op.lse).name);
-                out.low.insert(op.lse, alloc(f32(b.items, 2), &label)?);
-            }
+            Op::Contrastive(_) => items = true,
             _ => {}
         }
     }

@@ -138,7 +138,7 @@ impl Run<'_> {
                     pair: op.pair,
                     loss: self.at(op.loss),
                     lse: self.at(op.lse),
-                    low: self.memory.scratch.low[&op.lse],
+                    low: self.at(op.low),
                     terms: needed(self.memory.scratch.terms, "terms")?,
                     image: self.at(op.image),
                     text: self.at(op.text),
@@ -153,7 +153,7 @@ impl Run<'_> {
                     image: self.at(op.image),
                     text: self.at(op.text),
                     lse: self.at(op.lse),
-                    low: self.memory.scratch.low[&op.lse],
+                    low: self.at(op.low),
                 },
             ),
             Op::Mse(op) => {
