@@ -4,7 +4,7 @@ mod common;
 
 use std::io::Write;
 
-use common::world::World;
+use common::world::{TRAIN, World};
 use crosstune::data::features::Features;
 use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
@@ -435,5 +435,22 @@ fn a_reader_that_goes_away_ends_the_program() {
         assert_eq!(ended.status.signal(), Some(13), "{args:?}");
         let stderr = String::from_utf8(ended.stderr).expect("UTF-8");
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+}
+
+/// With and without the feature `cuda`, on a machine without an eighth GPU.
+#[test]
+fn a_device_that_is_not_here_is_one_sentence() {
+    let w = World::new();
+    for device in ["cuda:7", "gpu"] {
+        let device = format!("--device={device}");
+        let ran = w.run(TRAIN.iter().copied().chain(["--out=run", &device]));
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        let expected = match device.ends_with('7') {
+            true => "cuda:7",
+            false => "expected auto, cpu, cuda:N",
+        };
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+        assert!(!w.path("run").exists(), "{device}: nothing was begun");
     }
 }

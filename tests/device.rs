@@ -1,5 +1,6 @@
 //! The CUDA executor as a whole: what is launched, replayed and placed, members in company, and the
-//! command line. In the virtual machine.
+//! command line. In the virtual machine; members and replays on a GPU too, with
+//! `CROSSTUNE_TEST_DEVICE=cuda:N`.
 #![cfg(feature = "cuda")]
 
 mod common;
@@ -123,14 +124,14 @@ fn spoilt(seed: u64, step: u32) -> MemberStep {
 }
 
 fn vm() -> Device {
-    Device::vm(VmArena::Packed)
+    common::device(VmArena::Packed)
 }
 
 #[test]
 fn replayed_steps_give_the_bytes_of_launched_ones() {
     for (name, adapter) in adapters() {
         let replayed = train(&vm(), &adapter, &[1], true);
-        let launched = train(&Device::vm(VmArena::Spread), &adapter, &[1], false);
+        let launched = train(&common::device(VmArena::Spread), &adapter, &[1], false);
         assert_eq!(replayed.values, launched.values, "{name}");
         assert_eq!(replayed.m, launched.m, "{name}");
         assert_eq!(replayed.adam_steps, [4], "{name}");

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::golden::{GoldenBatch, TEXTS, batches, floats, open_model};
-use common::{goldens, max_diff};
+use common::{device, goldens, max_diff};
 use crosstune::cuda::device::Device;
 use crosstune::device::VmArena;
 use crosstune::exec::cuda::CudaExecutor;
@@ -129,7 +129,7 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
         let name = entry["name"].as_str().expect("name");
         let case = Case::open(&folder, entry)?;
         let start = std::time::Instant::now();
-        let packed = run(&Device::vm(VmArena::Packed), true, &model, &case, &data);
+        let packed = run(&device(VmArena::Packed), true, &model, &case, &data);
         let took = start.elapsed();
         let limit = |key: &str| noise[name][key].as_f64().expect("a deviation") as f32 * TIMES[0].1;
         let steps = noise[name]["loss_abs"].as_array().expect("deviations");
@@ -166,7 +166,7 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
                 ));
             }
         }
-        let spread = run(&Device::vm(VmArena::Spread), false, &model, &case, &data);
+        let spread = run(&device(VmArena::Spread), false, &model, &case, &data);
         match packed == spread {
             true => Ok(()),
             false => Err(format!(

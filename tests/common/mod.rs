@@ -68,3 +68,17 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], atol: f32, rtol: f32)
     }
     ratio
 }
+
+/// The GPU of `CROSSTUNE_TEST_DEVICE=cuda:N`, or a virtual machine whose values lie like that.
+#[cfg(feature = "cuda")]
+pub fn device(arena: crosstune::device::VmArena) -> crosstune::cuda::device::Device {
+    use crosstune::cuda::device::Device;
+    match std::env::var("CROSSTUNE_TEST_DEVICE") {
+        Ok(name) => {
+            let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+            let index = index.unwrap_or_else(|| panic!("CROSSTUNE_TEST_DEVICE={name}: not cuda:N"));
+            Device::gpu(index).expect("a GPU")
+        }
+        Err(_) => Device::vm(arena),
+    }
+}
