@@ -42,6 +42,7 @@ pub struct CudaExecutor {
     last: Option<Room>,
     true_rows: Bucket,
     capture: bool,
+    n_replays: usize,
 }
 
 /// What is made once for a room.
@@ -91,6 +92,7 @@ impl CudaExecutor {
             last: None,
             true_rows: NOTHING,
             capture: true,
+            n_replays: 0,
         })
     }
 
@@ -98,6 +100,11 @@ impl CudaExecutor {
     pub fn without_capture(mut self) -> CudaExecutor {
         self.capture = false;
         self
+    }
+
+    /// Passes so far that replayed a list captured before.
+    pub fn n_replays(&self) -> usize {
+        self.n_replays
     }
 
     /// Plans and places a room, unless that was done.
@@ -219,6 +226,7 @@ impl Executor for CudaExecutor {
         let next = match prepared.replays.get(&key) {
             Some(Replay::Captured(graph)) => {
                 driver.replay(*graph)?;
+                self.n_replays += 1;
                 return Ok(());
             }
             Some(Replay::Seen) if self.capture => {
