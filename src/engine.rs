@@ -12,7 +12,7 @@ use crate::adapter::file::AdapterFile;
 use crate::adapter_set::AdapterSet;
 use crate::bad_input;
 #[cfg(feature = "cuda")]
-use crate::cuda::device::Device;
+use crate::cuda::{device::Device, installed::installed};
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::exec::cpu::CpuExecutor;
@@ -246,6 +246,13 @@ impl Engine {
                 bad.tensor, bad.value, bad.index
             );
         }
+        #[cfg(feature = "cuda")]
+        if matches!(self.home, Home::Cuda(_)) {
+            return format!(
+                "every weight of {file} is finite, but activations are f16 on this device and hold \
+                 no more than 65504: try --device cpu, or a smaller learning rate"
+            );
+        }
         match state.largest(member) {
             Some((tensor, value)) => format!(
                 "every weight of {file} is finite, but {tensor} was trained to {value:e}: try a \
@@ -256,13 +263,24 @@ impl Engine {
     }
 }
 
+/// The first GPU that this binary can run on.
+#[cfg(feature = "cuda")]
+fn first_usable() -> Option<usize> {
+    let machine = installed().ok()?;
+    let mut gpus = machine.gpus.iter().map(|g| g.index);
+    gpus.find(|i| machine.usable(*i).is_ok())
+}
+
 /// Opens a device.
 #[cfg(feature = "cuda")]
 fn home(choice: DeviceChoice) -> Result<Home> {
     Ok(match choice {
         DeviceChoice::Cpu => Home::Cpu,
         // Why there is none is said by `crosstune doctor`.
-        DeviceChoice::Auto => Device::gpu(0).map_or(Home::Cpu, Home::Cuda),
+        DeviceChoice::Auto => match first_usable() {
+            Some(index) => Home::Cuda(Device::gpu(index)?),
+            None => Home::Cpu,
+        },
         DeviceChoice::Cuda(index) => Home::Cuda(Device::gpu(index)?),
         DeviceChoice::Vm(arena) => Home::Cuda(Device::vm(arena)),
     })

@@ -15,6 +15,9 @@ pub enum Error {
     /// A failure while running: a loss that is not finite, a worker that died.
     #[error("{0}")]
     Run(String),
+    /// A device that failed: no room left, lost, a launch that it refused. No member's fault.
+    #[error("{0}")]
+    Device(String),
     /// A file that could not be read.
     #[error("{}: cannot be read: {source}", path.display())]
     Read {
@@ -44,7 +47,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Input(_) | Error::Read { .. } => 2,
-            Error::Run(_) | Error::Write { .. } => 1,
+            Error::Run(_) | Error::Device(_) | Error::Write { .. } => 1,
             Error::Cancelled => 130,
         }
     }

@@ -284,7 +284,12 @@ fn refused(w: &World, args: &[&str], code: i32, says: &str) {
 
 #[test]
 fn what_a_format_cannot_hold_is_refused() {
-    let cases: [(&[&str], &[&str], &str); 11] = [
+    let cases: [(&[&str], &[&str], &str); 12] = [
+        (
+            &["--targets=dense"],
+            &EXPORT_CKPT,
+            "has branches beside dense, PECTVLM's are beside query and value",
+        ),
         (
             &["--method=full", "--rank="],
             &EXPORT_DELTA,

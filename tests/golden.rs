@@ -62,6 +62,8 @@ type Errors = BTreeMap<&'static str, f32>;
 
 fn note(errors: &mut Errors, what: &'static str, error: f32) {
     let worst = errors.entry(what).or_default();
+    // `max` would lose a NaN.
+    let error = if error.is_nan() { f32::INFINITY } else { error };
     *worst = worst.max(error);
 }
 
@@ -187,7 +189,7 @@ fn ten_steps_of_every_case_agree_with_pytorch() {
         let case = match Case::open(&folder, entry) {
             Ok(case) => case,
             Err(why) => {
-                println!("SKIPPED {name}: {why}");
+                failures.push(format!("{name}: {why}"));
                 continue;
             }
         };
@@ -210,11 +212,16 @@ fn ten_steps_of_every_case_agree_with_pytorch() {
 }
 
 /// What is allowed for as rounding hides no mistake: Adam's epsilon a hundred times too large, the
-/// least of those in goldens/README.md, in the cases where rounding does most.
+/// least of those in goldens/README.md, in the cases where rounding does most. On goldens/open, where
+/// it is known to show; another folder's rounding may be larger.
 #[test]
 fn rounding_hides_no_mistake() {
     let Some(folder) = goldens() else { return };
     let manifest = json(&folder.join("manifest.json"));
+    if manifest["set"] != "open" {
+        println!("SKIPPED: {} is another set than open", folder.display());
+        return;
+    }
     let model = open_model(&folder);
     let data = batches(&folder);
     let cases = manifest["cases"].as_array().expect("cases").iter();

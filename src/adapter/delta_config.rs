@@ -193,6 +193,12 @@ fn delta(adapter: &Adapter) -> Result<Value> {
     ))
 }
 
+/// Where PECTVLM puts LoRA: for one language, and in run_cross; sorted.
+const PECTVLM_TARGETS: [&[&str]; 2] = [
+    &["query", "value"],
+    &["attention.output.dense", "key", "query", "value"],
+];
+
 /// Fails where PECTVLM, which keeps its settings in its scripts, would compute something else from the
 /// tensors.
 ///
@@ -202,6 +208,15 @@ pub(super) fn check_pectvlm(adapter: &Adapter) -> Result<()> {
     one_kind(adapter, "PECTVLM", false)?;
     if let Some(lora) = &adapter.lora {
         one_scale(lora, "PECTVLM")?;
+        let mut targets: Vec<&str> = lora.targets.iter().map(String::as_str).collect();
+        targets.sort_unstable();
+        if !PECTVLM_TARGETS.iter().any(|known| targets == *known) {
+            return Err(bad_input!(
+                "adapter: has branches beside {}, PECTVLM's are beside query and value, or with \
+                 run_cross also key and attention.output.dense; give --to opendelta",
+                targets.join(", ")
+            ));
+        }
         if lora.alpha != ALPHA {
             return Err(bad_input!(
                 "adapter: has an alpha of {}, PECTVLM's is always {ALPHA}, and its file says none",

@@ -121,7 +121,9 @@ impl Found {
                 .strip_suffix(".bitfit.bias")
                 .map(|m| format!("{m}.bias"));
             if let Some(name) = added.filter(|name| is_saved(name, dialect)) {
-                found.added.insert(name, full_name.into());
+                if found.added.insert(name, full_name.into()).is_some() {
+                    return Err(bad("stands in it twice under different prefixes"));
+                }
                 continue;
             }
             let name = match dialect.lora_name(&own) {

@@ -19,7 +19,7 @@ const NO_FEATURE: &str =
 #[command(after_help = "Example: does the first GPU work?
   crosstune doctor --device cuda:0")]
 pub struct Args {
-    /// Open this device (auto, cpu or cuda:N) and check that memory, copies and kernels work on
+    /// Open this device (auto, cpu, cuda:N or vm) and check that memory, copies and kernels work on
     /// it; exit code 2 if it can't be opened.
     #[arg(long)]
     device: Option<DeviceChoice>,

@@ -59,8 +59,8 @@ pub struct Args {
     /// Threads [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:N, or vm, the GPU's kernels in a virtual machine [default:
-    /// auto, the first GPU that can be used, or else the CPU].
+    /// Where to compute: auto, cpu, cuda:N, or vm (vm:spread: no memory used twice), the GPU's
+    /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
 }

@@ -43,7 +43,7 @@ enum Module {
   opendelta.AutoDeltaModel.from_finetuned('ko-delta', m_clip.transformer)
 
   crosstune export --to pectvlm --adapter runs/ko/adapter_best.safetensors --out text_model_best.ckpt
-  m_clip.load_state_dict(torch.load('text_model_best.ckpt'), strict=False)")]
+  m_clip.load_state_dict(torch.load('text_model_best.ckpt'), strict=False)  # with PECTVLM's delta attached")]
 pub struct Args {
     /// The adapter.
     #[arg(long, value_name = "FILE")]

@@ -179,6 +179,7 @@ impl Run<'_> {
             "tokens_per_second": speed.tokens_per_second(),
             "seconds": start.elapsed().as_secs_f64(),
             "peak_memory_bytes": peak_memory(),
+            "device": self.inputs.engine.device_name(),
             "threads": self.inputs.engine.threads(),
             "warnings": self.inputs.warnings,
         });
@@ -191,10 +192,11 @@ impl Run<'_> {
         } else {
             table(&results);
             println!(
-                "{} parameters trained, {:.4} % of the model; {:.0} tokens/s",
+                "{} parameters trained, {:.4} % of the model; {:.0} tokens/s on {}",
                 trainer.parameters(),
                 100.0 * share,
-                speed.tokens_per_second()
+                speed.tokens_per_second(),
+                self.inputs.engine.device_name()
             );
         }
         Ok(())

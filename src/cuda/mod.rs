@@ -45,7 +45,7 @@ impl From<DriverError> for Error {
     fn from(error: DriverError) -> Error {
         match error {
             DriverError::NoDevice(why) => Error::Input(why),
-            other => Error::Run(other.to_string()),
+            other => Error::Device(other.to_string()),
         }
     }
 }

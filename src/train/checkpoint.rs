@@ -42,6 +42,9 @@ pub struct MemberProgress {
     pub first_skip: usize,
     /// Multiplies the loss gradient, a power of two; 1 on a CPU.
     pub loss_scale: f32,
+    /// What it began with on the device that it is for.
+    #[serde(default = "one")]
+    pub first_scale: f32,
     /// Steps since it changed or a step was skipped.
     #[serde(default)]
     pub good_steps: u32,
@@ -57,11 +60,24 @@ const GROW_AFTER: u32 = 2000;
 /// Beyond this a scale gains nothing: gradients of 1e-9 are in f16's range.
 const MAX_SCALE: f32 = 65536.0;
 
+fn one() -> f32 {
+    1.0
+}
+
 impl MemberProgress {
+    /// Begins with a loss scale, unless it goes on with one that began like that.
+    pub fn begin_scale(&mut self, first: f32) {
+        if self.first_scale != first {
+            self.first_scale = first;
+            self.loss_scale = first;
+            self.good_steps = 0;
+        }
+    }
+
     /// After a step whose gradient was finite. A scale that begins at 1 stays there: nothing is f16.
-    pub fn grow_scale(&mut self, first: f32) {
+    pub fn grow_scale(&mut self) {
         self.good_steps += 1;
-        if first > 1.0 && self.good_steps >= GROW_AFTER {
+        if self.first_scale > 1.0 && self.good_steps >= GROW_AFTER {
             self.loss_scale = (self.loss_scale * 2.0).min(MAX_SCALE);
             self.good_steps = 0;
         }
@@ -184,4 +200,31 @@ pub fn load(
         }
     }
     Ok((header.step, header.members))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loss_scales_shrink_at_once_and_grow_late() {
+        let mut p = MemberProgress::default();
+        p.begin_scale(1024.0);
+        assert_eq!(p.loss_scale, 1024.0);
+        for want in [256.0, 64.0, 16.0, 4.0, 1.0] {
+            assert!(p.shrink_scale());
+            assert_eq!(p.loss_scale, want);
+        }
+        assert!(!p.shrink_scale(), "nothing is left to try");
+        p.begin_scale(1024.0);
+        assert_eq!(p.loss_scale, 1.0, "a run that goes on keeps its own");
+        (0..GROW_AFTER).for_each(|_| p.grow_scale());
+        assert_eq!((p.loss_scale, p.good_steps), (2.0, 0));
+        (0..40 * GROW_AFTER).for_each(|_| p.grow_scale());
+        assert_eq!(p.loss_scale, MAX_SCALE);
+        p.begin_scale(1.0);
+        (0..GROW_AFTER).for_each(|_| p.grow_scale());
+        assert_eq!(p.loss_scale, 1.0, "on a CPU it stays 1");
+        assert!(!p.shrink_scale());
+    }
 }

@@ -29,7 +29,7 @@ impl Room {
     /// The room for a batch and for everything a little larger: few rooms serve all steps, and a
     /// block past a step's true rows returns at once.
     pub fn of(batch: &Batch) -> Room {
-        // At most an eighth is left over.
+        // An eighth of the next power of two: at most a fifth of what is taken is left over.
         let coarse = |n: usize, least: usize| {
             n.max(1)
                 .next_multiple_of(least.max(n.next_power_of_two() / 8))

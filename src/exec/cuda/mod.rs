@@ -18,8 +18,9 @@ use self::nodes::Run;
 use self::state::DeviceState;
 use super::state::TrainState;
 use super::{Executor, Pass};
+use crate::bad_input;
 use crate::cuda::device::{Device, Opened, Source};
-use crate::cuda::ops::{Context, DeviceTensor, embedding};
+use crate::cuda::ops::{Context, DeviceTensor, embedding, layer_norm, phm};
 use crate::cuda::step_params::StepBuffer;
 use crate::cuda::{DevicePtr, Driver, GraphId};
 use crate::error::Result;
@@ -66,13 +67,15 @@ impl CudaExecutor {
     /// the trainable tensors of `state`, whose values [`Executor::load`] copies.
     ///
     /// # Errors
-    /// If the checkpoint lacks a weight or holds one that f16 can't; if the device has no room.
+    /// If the kernels do not take a graph of these sizes; if the checkpoint lacks a weight or holds
+    /// one that f16 can't; if the device has no room.
     pub fn new(
         device: &Device,
         source: Source<'_>,
         graph: Arc<Graph>,
         state: &TrainState,
     ) -> Result<CudaExecutor> {
+        check_graph(&graph)?;
         let mut opened = device.lock();
         let mut weights = HashMap::new();
         for id in graph.with_role(Role::Frozen) {
@@ -109,18 +112,19 @@ impl CudaExecutor {
 
     /// Plans and places a room, unless that was done.
     fn prepare(&mut self, opened: &Opened, room: Room) -> Result<()> {
-        self.last = Some(room);
         if self.rooms.contains_key(&room) {
+            self.last = Some(room);
             return Ok(());
         }
         let driver = opened.driver();
         let place = (&room, self.device.reuse());
-        let (memory, moved) =
-            Memory::new(driver, &self.graph, place, &mut self.arena, &mut self.owned)?;
-        if moved {
+        let placed = Memory::new(driver, &self.graph, place, &mut self.arena, &mut self.owned);
+        if !matches!(placed, Ok((_, false))) {
             // What was placed and captured before names memory that is gone.
             self.rooms.clear();
+            self.last = None;
         }
+        let (memory, _) = placed?;
         let ptr = driver.alloc(StepBuffer::bytes(&room.bucket), "step")?;
         self.owned.push(ptr);
         let prepared = Prepared {
@@ -129,6 +133,7 @@ impl CudaExecutor {
             replays: HashMap::new(),
         };
         self.rooms.insert(room, prepared);
+        self.last = Some(room);
         Ok(())
     }
 
@@ -288,6 +293,41 @@ impl Drop for CudaExecutor {
             let _ = opened.driver().free(ptr);
         }
     }
+}
+
+/// Fails if the kernels do not take a graph: before anything is copied, and with what to do.
+fn check_graph(graph: &Graph) -> Result<()> {
+    let refuse = |what: String| bad_input!("device: {what}; use --device cpu, which takes any");
+    for op in &graph.nodes {
+        match op {
+            Op::Attention(op) => {
+                let size = graph.channels(op.out) / op.heads.max(1);
+                if !size.is_multiple_of(8) || !(8..=128).contains(&size) {
+                    return Err(refuse(format!(
+                        "found heads of {size} numbers, expected a multiple of 8 from 8 to 128"
+                    )));
+                }
+            }
+            Op::LayerNorm(op) if graph.channels(op.out) > layer_norm::MAX_C => {
+                let (c, most) = (graph.channels(op.out), layer_norm::MAX_C);
+                return Err(refuse(format!(
+                    "found {c} channels, expected at most {most}"
+                )));
+            }
+            Op::Phm(op) => {
+                let (n, c) = (graph.channels(op.weights.rule), graph.channels(op.out));
+                if n > phm::MAX_N || c.max(graph.channels(op.inp)) > phm::MAX_C {
+                    return Err(refuse(format!(
+                        "found Compacters of {n} blocks and {c} channels, expected at most {} and {}",
+                        phm::MAX_N,
+                        phm::MAX_C
+                    )));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Copies rows into a tensor of the device.

@@ -12,7 +12,7 @@ use crate::cuda::ops::{
 use crate::cuda::{DriverError, Result};
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::linear::grad::{BranchGrad, InputGrad, LoraGrad, WeightGrad};
-use crate::ops::linear::{Linear, Lora, Part, columns};
+use crate::ops::linear::{Columns, Linear, Lora, Part, columns};
 use crate::ops::{
     Op, attention as op_attention, embedding as op_embedding, layer_norm as op_norm, phm as op_phm,
 };
@@ -364,7 +364,7 @@ impl Run<'_> {
     }
 
     /// Some columns of a matrix.
-    fn columns(&self, of: DeviceTensor, at: &crate::ops::linear::Columns) -> DeviceTensor {
+    fn columns(&self, of: DeviceTensor, at: &Columns) -> DeviceTensor {
         DeviceTensor {
             ptr: of.ptr.offset(at.start * of.dtype.size()),
             cols: at.len,

@@ -263,7 +263,7 @@ fn index(graph: &Graph, state: &TrainState) -> HashMap<ValueId, usize> {
         let value = graph.get(id);
         let name = match value.role {
             Role::Trainable => &value.name,
-            Role::Grad => value.name.trim_start_matches("d."),
+            Role::Grad => value.name.strip_prefix("d.")?,
             _ => return None,
         };
         Some((id, state.find(name)?))

@@ -194,7 +194,9 @@ impl<'e> Trainer<'e> {
         for m in &members {
             m.config.check_with(&shared)?;
             batches.push(check_data(m, &shared.adapter, &engine.model().config)?);
-            check_lengths(m, &shared)?;
+            for l in &m.languages {
+                shared.check_texts(&l.train)?;
+            }
         }
         let model = engine.model();
         let rates = shared.dropout(&model.config);
@@ -205,10 +207,8 @@ impl<'e> Trainer<'e> {
         let encoder = TextEncoder::new(engine, &shared.adapter)?;
         let run_name = run_name(&shared, &members, model.weights());
         let limit = shared.max_tokens;
-        let fresh = MemberProgress {
-            loss_scale: engine.first_loss_scale(),
-            ..MemberProgress::default()
-        };
+        let mut fresh = MemberProgress::default();
+        fresh.begin_scale(engine.first_loss_scale());
         let progress = vec![fresh; members.len()];
         Ok(Trainer {
             engine,
@@ -244,6 +244,9 @@ impl<'e> Trainer<'e> {
         let (step, progress) = checkpoint::load(path, &self.run_name, &mut self.state)?;
         self.step = step;
         self.progress = progress;
+        // The run may go on elsewhere than where it was begun.
+        let first = self.engine.first_loss_scale();
+        self.progress.iter_mut().for_each(|p| p.begin_scale(first));
         Ok(step)
     }
 
@@ -392,21 +395,4 @@ fn check_data(m: &Member, adapter: &Adapter, config: &TextConfig) -> Result<Vec<
         Batches::new(l.train.len(), c.batch, c.seed)
     });
     batches.collect()
-}
-
-/// Fails if a text is too long for a pass: it can't be cut.
-fn check_lengths(m: &Member, shared: &Shared) -> Result<()> {
-    let texts = m
-        .languages
-        .iter()
-        .flat_map(|l| l.train.texts.iter().flatten());
-    let texts_of = texts.map(Vec::len).max().unwrap_or(0);
-    let longest = texts_of + shared.adapter.prompt.as_ref().map_or(0, |p| p.length);
-    match shared.max_tokens {
-        Some(limit) if longest > limit => Err(bad_input!(
-            "max-tokens: found {limit}, but the longest text to train on has {longest} tokens; give \
-             at least as many"
-        )),
-        _ => Ok(()),
-    }
 }

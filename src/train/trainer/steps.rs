@@ -140,7 +140,7 @@ impl Trainer<'_> {
         let p = &mut self.progress[g];
         if !report.skipped {
             p.skips = 0;
-            p.grow_scale(self.engine.first_loss_scale());
+            p.grow_scale();
             return Ok(());
         }
         p.skipped += 1;
