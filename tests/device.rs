@@ -14,9 +14,10 @@ use crosstune::adapter::Adapter;
 use crosstune::cuda::device::Device;
 use crosstune::cuda::vm::{VmDriver, VmOptions};
 use crosstune::cuda::{
-    Arg, DevicePtr, Driver, EventId, Geometry, GraphId, KernelFile, KernelId, Result,
+    Arg, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile, KernelId, Result,
 };
 use crosstune::device::VmArena;
+use crosstune::error::Error;
 use crosstune::exec::cuda::CudaExecutor;
 use crosstune::exec::cuda::memory::{Memory, Room};
 use crosstune::exec::state::TrainState;
@@ -113,7 +114,8 @@ fn train(
     for step in 0..STEPS {
         let data: Vec<MemberData> = members
             .iter()
-            .map(|g| data(&c, g * 10 + u64::from(step), 3 + (step as usize % 2), 9))
+            // Few and short texts: most steps share a bucket.
+            .map(|g| data(&c, g * 10 + u64::from(step), 3 + (step as usize % 2), 4))
             .collect();
         let batch = tiny::pack(&data.iter().collect::<Vec<_>>(), adapter.layout(&c));
         let steps: Vec<MemberStep> = members.iter().map(|g| spoilt(*g, step)).collect();
@@ -173,10 +175,32 @@ fn a_member_in_company_gives_its_own_bytes() {
     }
 }
 
-/// A virtual machine that counts launches.
+/// A virtual machine that counts launches, and fails when told to.
 struct Counting {
     vm: VmDriver,
-    launches: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
+}
+
+/// Launches so far, the one that fails, and the most bytes of an arena.
+struct Counts {
+    launches: AtomicUsize,
+    lost_at: AtomicUsize,
+    room: AtomicUsize,
+}
+
+impl Counting {
+    fn open() -> (Device, Arc<Counts>) {
+        let counts = Arc::new(Counts {
+            launches: AtomicUsize::new(0),
+            lost_at: AtomicUsize::new(usize::MAX),
+            room: AtomicUsize::new(usize::MAX),
+        });
+        let driver = Counting {
+            vm: VmDriver::new(VmOptions::default()),
+            counts: counts.clone(),
+        };
+        (Device::new(Box::new(driver), Reuse::Packed), counts)
+    }
 }
 
 impl Driver for Counting {
@@ -184,6 +208,13 @@ impl Driver for Counting {
         self.vm.name()
     }
     fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr> {
+        if label == "activations" && bytes > self.counts.room.load(Ordering::Relaxed) {
+            return Err(DriverError::OutOfMemory {
+                device: self.name(),
+                bytes,
+                label: label.into(),
+            });
+        }
         self.vm.alloc(bytes, label)
     }
     fn free(&self, ptr: DevicePtr) -> Result<()> {
@@ -205,7 +236,13 @@ impl Driver for Counting {
         self.vm.kernel(file, name)
     }
     fn launch(&self, kernel: KernelId, geometry: Geometry, args: &[Arg]) -> Result<()> {
-        self.launches.fetch_add(1, Ordering::Relaxed);
+        let n = self.counts.launches.fetch_add(1, Ordering::Relaxed);
+        if n == self.counts.lost_at.load(Ordering::Relaxed) {
+            return Err(DriverError::Failed {
+                call: "launch".into(),
+                reason: "the device was lost".into(),
+            });
+        }
         self.vm.launch(kernel, geometry, args)
     }
     fn record(&self) -> Result<EventId> {
@@ -231,12 +268,7 @@ impl Driver for Counting {
 /// Launches of the tower, forward and backward.
 fn launches(layers: usize, adapter: &Adapter) -> [usize; 2] {
     let c = TextConfig { layers, ..config() };
-    let counter = Arc::new(AtomicUsize::new(0));
-    let driver = Counting {
-        vm: VmDriver::new(VmOptions::default()),
-        launches: counter.clone(),
-    };
-    let device = Device::new(Box::new(driver), Reuse::Packed);
+    let (device, counts) = Counting::open();
     let program = TrainProgram::new(&c, true, adapter, DropoutRates::NONE);
     let mut state = tiny::state(&program.graph, &[1]);
     let mut exec = executor(&device, &program, &state);
@@ -245,7 +277,7 @@ fn launches(layers: usize, adapter: &Adapter) -> [usize; 2] {
     let steps = [member(1, 0)];
     let parts = program.parts.clone();
     let mut count = |nodes| {
-        let before = counter.load(Ordering::Relaxed);
+        let before = counts.launches.load(Ordering::Relaxed);
         let pass = Pass {
             nodes,
             batch: &batch,
@@ -253,7 +285,7 @@ fn launches(layers: usize, adapter: &Adapter) -> [usize; 2] {
             given: &[],
         };
         exec.pass(&mut state, &pass).expect("ran");
-        counter.load(Ordering::Relaxed) - before
+        counts.launches.load(Ordering::Relaxed) - before
     };
     count(parts.begin);
     let forward = count(parts.tower);
@@ -269,6 +301,66 @@ fn a_layer_takes_few_launches() {
     println!("launches a layer: {forward} forward, {backward} backward");
     assert!(forward <= 9, "{forward} launches forward");
     assert!(backward <= 14, "{backward} launches backward");
+}
+
+/// What a step of `items` items leaves, or why it failed.
+fn one_step(
+    exec: &mut CudaExecutor,
+    state: &mut TrainState,
+    items: usize,
+) -> std::result::Result<(), Error> {
+    let c = config();
+    let batch = tiny::pack(&[&data(&c, 5, items, 9)], Adapter::lora(2).layout(&c));
+    exec.run(state, &batch, &[member(1, 0)])
+}
+
+#[test]
+fn a_device_that_fails_ends_the_step_in_a_sentence() {
+    let program = TrainProgram::new(&config(), true, &Adapter::lora(2), DROPOUT);
+    let after = |fail_at: Option<(usize, usize)>| {
+        let (device, counts) = Counting::open();
+        let mut state = tiny::state(&program.graph, &[1]);
+        let mut exec = executor(&device, &program, &state);
+        for step in 0..4 {
+            if let Some((_, launch)) = fail_at.filter(|(at, _)| *at == step) {
+                let next = counts.launches.load(Ordering::Relaxed) + launch;
+                counts.lost_at.store(next, Ordering::Relaxed);
+                let error = one_step(&mut exec, &mut state, 3).expect_err("it fails");
+                assert_eq!(error.to_string(), "launch: the device was lost");
+                assert_eq!(error.exit_code(), 1);
+            }
+            one_step(&mut exec, &mut state, 3).expect("ran");
+        }
+        exec.store(&mut state).expect("stored");
+        state.values
+    };
+    let undisturbed = after(None);
+    // Launched by itself, and while a capture is under way.
+    for fail_at in [(0, 5), (1, 7)] {
+        assert_eq!(after(Some(fail_at)), undisturbed, "{fail_at:?}");
+    }
+}
+
+#[test]
+fn a_step_too_large_for_the_device_leaves_it_usable() {
+    let program = TrainProgram::new(&config(), true, &Adapter::lora(2), DROPOUT);
+    let (device, counts) = Counting::open();
+    let mut state = tiny::state(&program.graph, &[1]);
+    let mut exec = executor(&device, &program, &state);
+    (0..3).for_each(|_| one_step(&mut exec, &mut state, 3).expect("ran"));
+    counts.room.store(exec.arena_bytes(), Ordering::Relaxed);
+    let error = one_step(&mut exec, &mut state, 40).expect_err("no room");
+    let text = error.to_string();
+    assert!(
+        text.contains("no room for") && text.contains("(activations)"),
+        "{text}"
+    );
+    assert!(
+        exec.output(program.features)
+            .expect("nothing to read")
+            .is_empty()
+    );
+    one_step(&mut exec, &mut state, 3).expect("a small one fits again");
 }
 
 /// XLM-R Large, LoRA on query and value, layer norms trained.
