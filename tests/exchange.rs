@@ -269,3 +269,13 @@ fn what_opendelta_has_and_we_have_not_is_named() {
         w.write("delta/model.safetensors", &tensors);
     }
 }
+
+#[test]
+fn a_setting_of_another_kind_is_not_taken_for_none() {
+    let w = trained(&[]);
+    delta(&w, &json!({"delta_type": "lora", "lora_alpha": "32"}));
+    let ran = w.run(DELTA);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    let says = "config.json: lora_alpha: found \"32\", expected a number";
+    assert!(ran.stderr.contains(says), "{}", ran.stderr);
+}

@@ -57,8 +57,20 @@ impl Said {
     }
 
     /// A number of `config.json`.
-    pub fn number(&self, field: &str) -> Option<f64> {
-        self.get(field)?.as_f64()
+    ///
+    /// # Errors
+    /// If it is something else: what is taken where nothing is said would be wrong.
+    pub fn number(&self, field: &str) -> Result<Option<f64>> {
+        let Some(found) = self.get(field) else {
+            return Ok(None);
+        };
+        match found.as_f64() {
+            Some(x) => Ok(Some(x)),
+            None => Err(bad_input!(
+                "{}: {field}: found {found}, expected a number",
+                self.path.join("config.json").display()
+            )),
+        }
     }
 
     /// Notes that nothing says `field`, and what is taken, unless crosstune wrote the file.

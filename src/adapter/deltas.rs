@@ -1,7 +1,7 @@
 //! Bottlenecks and Compacters of OpenDelta: their names, and their settings from tensors and
 //! what is said beside them.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::bottleneck::BottleneckConfig;
 use super::compacter::CompacterConfig;
@@ -102,7 +102,7 @@ pub(super) fn compacter(
         ));
     };
     let saved = said.saved.as_ref().and_then(|s| s.compacter.as_ref());
-    let config = said.get("reduction_factor").and_then(Value::as_u64);
+    let config = said.number("reduction_factor")?;
     let reduction = config.map(|n| n as usize).or(saved.map(|s| s.reduction));
     let width = extent(file, name)?;
     // Of all that give this width, the largest.

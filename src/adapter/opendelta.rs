@@ -15,7 +15,7 @@ use super::found::{Dialect, Found, Imported};
 use super::peft::Wrapped;
 use super::{Adapter, LoraConfig, deltas};
 use crate::bad_input;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::train::program::TextModel;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::pickle_write::write_pytorch;
@@ -115,11 +115,11 @@ fn lora(
         return Ok(None);
     };
     let saved = said.saved.as_ref().and_then(|s| s.lora.clone());
-    let config = |field: &str| said.number(field).map(|x| x as f32);
+    let config = |field: &str| Ok::<_, Error>(said.number(field)?.map(|x| x as f32));
     let alpha = alpha
-        .or(config("lora_alpha"))
+        .or(config("lora_alpha")?)
         .or(saved.as_ref().map(|s| s.alpha));
-    let dropout = config("lora_dropout").or(saved.as_ref().map(|s| s.dropout));
+    let dropout = config("lora_dropout")?.or(saved.as_ref().map(|s| s.dropout));
     let listed = saved.map(|s| s.targets).unwrap_or_else(|| targets(said));
     if alpha.is_none() {
         let taken = format!("{ALPHA} is taken, OpenDelta's and PECTVLM's; --alpha says another");
