@@ -27,6 +27,7 @@ use crosstune::graph::plan::Reuse;
 use crosstune::model::text::DropoutRates;
 use crosstune::tensor::Dtype;
 use crosstune::train::program::TrainProgram;
+use crosstune::train::step::{Round, StepRunner};
 use crosstune::weights::config::TextConfig;
 use crosstune::weights::published;
 use crosstune::weights::view::TensorView;
@@ -35,6 +36,9 @@ const DROPOUT: DropoutRates = DropoutRates {
     hidden: 0.1,
     attention: 0.1,
 };
+
+/// How far the gradients of a step in pieces may be off, over a tensor's largest; measured 3.0e-7.
+const PIECES: f32 = 3e-6;
 
 /// Steps of a run.
 const STEPS: u32 = 6;
@@ -301,6 +305,44 @@ fn a_layer_takes_few_launches() {
     println!("launches a layer: {forward} forward, {backward} backward");
     assert!(forward <= 9, "{forward} launches forward");
     assert!(backward <= 14, "{backward} launches backward");
+}
+
+/// Gradients of a step of two rounds, in pieces of at most `max_tokens`.
+fn gradients(device: &Device, max_tokens: Option<usize>) -> TrainState {
+    let (c, adapter) = (config(), tiny::everything(3));
+    let program = TrainProgram::new(&c, true, &adapter, DROPOUT);
+    let mut state = tiny::state(&program.graph, &[1, 2]);
+    let exec = executor(device, &program, &state);
+    let mut runner = StepRunner::new(program, Box::new(exec), max_tokens);
+    let round = |seed: u64| {
+        let members = [data(&c, seed, 5, 9), data(&c, seed + 1, 3, 9)];
+        Round {
+            batch: tiny::pack(&[&members[0], &members[1]], adapter.layout(&c)),
+            steps: vec![member(1, 0), member(2, 0)],
+        }
+    };
+    let rounds = [round(20), round(30)];
+    runner.step(&mut state, &rounds).expect("ran");
+    runner.store(&mut state).expect("stored");
+    state
+}
+
+/// Features and their gradients travel through the host as the f16 that they are; sums of f16
+/// activations begin anew in each piece.
+#[test]
+fn a_step_in_pieces_has_the_gradients_of_a_whole_one() {
+    let (whole, cut) = (gradients(&vm(), None), gradients(&vm(), Some(20)));
+    let mut worst = 0f32;
+    for t in 0..whole.tensors.len() {
+        for g in 0..2 {
+            let range = whole.range(t, g);
+            let (got, want) = (&cut.grads[range.clone()], &whole.grads[range]);
+            let largest = want.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
+            worst = worst.max(common::max_diff(got, want) / largest);
+        }
+    }
+    println!("worst difference over a tensor's largest gradient: {worst:.1e}");
+    assert!(worst <= PIECES, "{worst:.1e}");
 }
 
 /// What a step of `items` items leaves, or why it failed.
