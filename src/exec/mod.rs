@@ -1,4 +1,5 @@
-//! Executors: what runs a graph. The CPU's is the fast one, the reference is the specification.
+//! Executors: what runs a graph. The CPU's is the fast one on a CPU, CUDA's runs the kernels, the
+//! reference is the specification.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
