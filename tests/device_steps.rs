@@ -17,6 +17,7 @@ use common::{device, goldens, max_diff};
 use crosstune::cuda::device::Device;
 use crosstune::device::VmArena;
 use crosstune::exec::cuda::CudaExecutor;
+use crosstune::exec::state::TrainState;
 use crosstune::exec::{Executor, MemberStep};
 use crosstune::model::text::DropoutRates;
 use crosstune::train::program::{EncodeProgram, TextModel, TrainProgram};
@@ -27,6 +28,13 @@ use serde_json::Value;
 /// measured, 3.17 (case 3, goldens/open). Unit features and images are rounded to f16 here, which
 /// PyTorch's run does not do; logits are 100 times their products.
 const TIMES: [(&str, f32); 2] = [("features", 3.0), ("losses", 3.5)];
+/// Of full training, after its first step: PyTorch's run keeps what is trained in f32, here kernels
+/// read its f16 copies, so every weight is off by its rounding. Losses over themselves, measured 5.8 %,
+/// and features after ten steps, measured 5.5e-2 (case 28).
+const FULL: [(&str, f32); 2] = [("losses", 0.1), ("feat_final", 0.1)];
+/// The gradient of the first step, over its tensor's norm; measured 6.4e-2 (case 19, where ReLUs of a
+/// fresh Compacter are near zero), 2.0e-2 without Compacters.
+const GRAD1: f32 = 0.1;
 
 /// `NAME_f16_noise.json` beside the folder NAME: how far PyTorch's f16 strays from the goldens.
 fn noise(folder: &Path) -> Option<Value> {
@@ -49,6 +57,8 @@ fn json(path: &Path) -> Value {
 struct Trace {
     feat_init: Vec<Vec<f32>>,
     losses: Vec<f32>,
+    /// Worst error of the first step's gradients.
+    grad1: f32,
     values: Vec<f32>,
     feat_final: Vec<Vec<f32>>,
 }
@@ -78,7 +88,7 @@ fn run(
     let feat_init = features(&mut encoder, tower.features, who, &mut state, &data[0]);
     exec.load(&state).expect("loaded");
     let n = floats(&case.file, "losses").len();
-    let mut trace = vec![];
+    let (mut trace, mut grad1) = (vec![], 0.0);
     for s in 0..n {
         let step = MemberStep {
             loss_scale: 1024.0,
@@ -87,15 +97,41 @@ fn run(
         let batch = case.batch(&data[s % data.len()], &model.config);
         exec.run(&mut state, &batch, &[step]).expect("ran");
         trace.push(losses(&exec, &program.losses, &step).1);
+        if s == 0 {
+            exec.store(&mut state).expect("stored");
+            grad1 = gradient_error(case, &state, step.loss_scale);
+        }
     }
     exec.store(&mut state).expect("stored");
     let feat_final = features(&mut encoder, tower.features, who, &mut state, &data[0]);
     Trace {
         feat_init,
         losses: trace,
+        grad1,
         values: state.values,
         feat_final,
     }
+}
+
+/// The norm of the difference over the norm, of the worst tensor; one whose true gradient is zero, as
+/// a key's bias, holds rounding alone and is left out.
+fn gradient_error(case: &Case<'_>, state: &TrainState, scale: f32) -> f32 {
+    let norm = |x: Vec<f32>| x.iter().map(|v| v * v).sum::<f32>().sqrt();
+    let rows = (0..state.tensors.len()).map(|t| {
+        let want = floats(&case.file, &format!("grad1.{}", state.tensors[t].name));
+        let got = &state.grads[state.range(t, 0)];
+        let off = got.iter().zip(&want).map(|(g, w)| g / scale - w).collect();
+        (norm(off), norm(want))
+    });
+    let rows: Vec<(f32, f32)> = rows.collect();
+    let largest = rows.iter().map(|r| r.1).fold(0f32, f32::max);
+    let alive = rows.iter().filter(|r| r.1 > 1e-5 * largest);
+    // A NaN is the worst, and `max` would lose it.
+    let errors = alive.map(|(off, size)| off / size);
+    errors.fold(
+        0f32,
+        |m, e| if e.is_nan() { f32::INFINITY } else { m.max(e) },
+    )
 }
 
 /// Runs `f` on every case, two at a time; panics with what the failed ones said.
@@ -141,12 +177,24 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
             };
             got.iter().zip(&TEXTS).map(of).fold(0f32, f32::max)
         };
-        let errors = [
-            (
-                "losses",
-                max_diff(&packed.losses, &want),
-                worst * TIMES[1].1,
+        let (got, first) = (&packed.losses, max_diff(&packed.losses[..1], &want[..1]));
+        let over = |(g, w): (&f32, &f32)| (g - w).abs() / w.abs();
+        let (losses, most, last) = match entry["pet"]["type"] == "full" {
+            true => (
+                got.iter().zip(&want).map(over).fold(0f32, f32::max),
+                FULL[0].1,
+                FULL[1].1,
             ),
+            false => (
+                max_diff(got, &want),
+                worst * TIMES[1].1,
+                limit("feat_final_abs"),
+            ),
+        };
+        let errors = [
+            ("first loss", first, worst * TIMES[1].1),
+            ("losses", losses, most),
+            ("grad1", packed.grad1, GRAD1),
             (
                 "feat_init",
                 feature(&packed.feat_init, "feat_init"),
@@ -155,7 +203,7 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
             (
                 "feat_final",
                 feature(&packed.feat_final, "feat_final"),
-                limit("feat_final_abs"),
+                last,
             ),
         ];
         println!("{name:56} {errors:?} {took:.1?}");
