@@ -17,7 +17,7 @@ use crosstune::weights::checkpoint::Checkpoint;
 use crosstune::weights::config::TextConfig;
 use serde_json::Value;
 
-use crate::common::golden::{GoldenBatch, floats, texts};
+use crate::common::golden::{GoldenBatch, texts};
 
 /// The adapter of a golden case, or what is not built yet.
 pub fn adapter(pet: &Value) -> Result<Adapter, String> {
@@ -171,11 +171,6 @@ impl<'a> Case<'a> {
         Batch::pack(&[member], self.adapter.layout(config), b.image.clone())
     }
 
-    /// How many steps it runs.
-    pub fn steps(&self) -> usize {
-        floats(&self.file, "losses").len()
-    }
-
     pub fn step(&self, s: usize) -> MemberStep {
         let h = &self.entry["hyper"];
         let num = |key: &str| h[key].as_f64().expect("number");
@@ -207,11 +202,9 @@ impl<'a> Case<'a> {
 
 /// The objective's two parts and the objective.
 pub fn losses(exec: &dyn Executor, l: &Losses, step: &MemberStep) -> ([f32; 2], f32) {
-    combined(l, step, |id| exec.output(id).expect("read")[0])
-}
-
-/// The same of terms that another executor has.
-pub fn combined(l: &Losses, step: &MemberStep, term: impl Fn(ValueId) -> f32) -> ([f32; 2], f32) {
     let terms = [l.image_anchor, l.mse, l.partner_anchor, l.image_partner];
-    Losses::combine(&step.weights, terms.map(term))
+    Losses::combine(
+        &step.weights,
+        terms.map(|id| exec.output(id).expect("read")[0]),
+    )
 }
