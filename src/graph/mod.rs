@@ -6,6 +6,7 @@
 //! accumulate into it in node order.
 
 pub mod backward;
+pub mod cost;
 pub mod plan;
 
 use crate::ops::Op;

@@ -46,7 +46,7 @@ impl Pair {
         }
     }
 
-    fn weight(self, w: &LossWeights) -> f32 {
+    pub(crate) fn weight(self, w: &LossWeights) -> f32 {
         match self {
             Pair::ImageAnchor => w.image_anchor,
             Pair::PartnerAnchor => w.partner_anchor,
@@ -55,7 +55,7 @@ impl Pair {
     }
 
     /// Whether `a` is a text, and whether `a` and `b` take a gradient.
-    fn flow(self, w: &LossWeights) -> (bool, bool, bool) {
+    pub(crate) fn flow(self, w: &LossWeights) -> (bool, bool, bool) {
         match self {
             Pair::ImageAnchor => (false, false, true),
             Pair::PartnerAnchor => (true, !w.stop_partner, true),

@@ -6,6 +6,7 @@ use crate::cuda::ops::DeviceTensor;
 use crate::cuda::ops::attention;
 use crate::cuda::step_params::StepBuffer;
 use crate::cuda::{DevicePtr, Driver, Result};
+use crate::graph::cost::f32_values;
 use crate::graph::plan::{Plan, Reuse};
 use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::ops::Op;
@@ -46,27 +47,6 @@ impl Room {
             prompt: batch.prompt,
         }
     }
-}
-
-/// Which values of a graph are f32 on the device: statistics, losses, what is small and sums.
-/// Activations are f16.
-pub fn f32_values(graph: &Graph) -> Vec<bool> {
-    let mut out = vec![false; graph.values.len()];
-    for op in &graph.nodes {
-        let ids: &[ValueId] = match op {
-            Op::LayerNorm(op) => &[op.stats],
-            Op::Attention(op) => &[op.lse],
-            Op::L2Norm(op) => &[op.norm],
-            Op::Contrastive(op) => &[op.loss, op.lse, op.low],
-            Op::Mse(op) => &[op.loss],
-            Op::GradNorm(op) => &[op.norm],
-            Op::Phm(op) => &[op.u, op.s],
-            Op::PhmGrad(op) => &[op.ds, op.du],
-            _ => &[],
-        };
-        ids.iter().for_each(|id| out[id.idx()] = true);
-    }
-    out
 }
 
 /// What kernels need beside the graph's values. Shared by all nodes unless it says otherwise: each

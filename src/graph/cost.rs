@@ -1,0 +1,351 @@
+//! What a node costs at least: bytes that move and operations of its products.
+//!
+//! Bytes are those of each value once, as if caches held everything within a node and nothing
+//! between two: a kernel that reads an operand twice is not better for it. Operations are those of
+//! products, a multiply-add being two; what goes over its input once is bound by its bytes and
+//! counts none.
+
+use std::iter::Sum;
+use std::ops::Add;
+
+use super::{Bucket, Dim, Graph, Role, ValueId};
+use crate::exec::{LossWeights, MemberStep};
+use crate::ops::contrastive::Pair;
+use crate::ops::embedding::Tables;
+use crate::ops::linear::Part;
+use crate::ops::{Op, product_flops};
+use crate::text::pack::Batch;
+
+/// What an executor holds numbers in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// f32 throughout: the CPU's.
+    F32,
+    /// A device's: activations and frozen weights f16; statistics, losses and all that the optimiser
+    /// owns f32, beside f16 copies of what products read.
+    F16,
+}
+
+/// Extents of a step and the terms of its objective.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// True or planned extents; texts count as equally long.
+    pub bucket: Bucket,
+    /// A term of weight 0 is not computed. Members count as alike.
+    pub weights: LossWeights,
+}
+
+impl Work {
+    /// That of a batch: its true extents, and every term that some member has.
+    pub fn of(batch: &Batch, steps: &[MemberStep]) -> Work {
+        let bucket = Bucket {
+            tokens: batch.tokens(),
+            seqs: batch.seqs(),
+            items: batch.items(),
+            members: batch.members.len(),
+        };
+        let largest = |of: fn(&LossWeights) -> f32| {
+            let all = steps.iter().map(|s| of(&s.weights).abs());
+            all.fold(0.0, f32::max)
+        };
+        let weights = LossWeights {
+            image_anchor: largest(|w| w.image_anchor),
+            mse: largest(|w| w.mse),
+            partner_anchor: largest(|w| w.partner_anchor),
+            image_partner: largest(|w| w.image_partner),
+            stop_partner: steps.iter().all(|s| s.weights.stop_partner),
+        };
+        Work { bucket, weights }
+    }
+}
+
+/// What a node, or several, cost at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Bytes read.
+    pub read: f64,
+    /// Bytes written.
+    pub written: f64,
+    /// Operations of products.
+    pub flops: f64,
+}
+
+impl Cost {
+    /// Bytes read and written.
+    pub fn bytes(&self) -> f64 {
+        self.read + self.written
+    }
+}
+
+impl Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            read: self.read + other.read,
+            written: self.written + other.written,
+            flops: self.flops + other.flops,
+        }
+    }
+}
+
+impl Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(all: I) -> Cost {
+        all.fold(Cost::default(), Add::add)
+    }
+}
+
+/// Counts the nodes of one graph.
+pub struct Counter<'g> {
+    graph: &'g Graph,
+    numbers: Numbers,
+    /// Bytes of an element, by value.
+    sizes: Vec<f64>,
+}
+
+impl<'g> Counter<'g> {
+    /// For a graph as an executor with these numbers runs it.
+    pub fn new(graph: &'g Graph, numbers: Numbers) -> Counter<'g> {
+        let sizes = match numbers {
+            Numbers::F32 => vec![4.0; graph.values.len()],
+            Numbers::F16 => device_sizes(graph),
+        };
+        Counter {
+            graph,
+            numbers,
+            sizes,
+        }
+    }
+
+    /// What some nodes cost together.
+    pub fn nodes<'n>(&self, nodes: impl IntoIterator<Item = &'n Op>, work: &Work) -> Cost {
+        nodes.into_iter().map(|op| self.node(op, work)).sum()
+    }
+
+    /// What a node costs. An op that reads and writes its values whole needs no arm here.
+    pub fn node(&self, op: &Op, work: &Work) -> Cost {
+        let flops = op.flops(self.graph, &work.bucket);
+        let values = |ids: Vec<ValueId>| self.all(ids.into_iter(), work);
+        let (reads, writes) = (values(op.reads()), values(op.writes()));
+        // Gradients that it adds to are read and written.
+        let adds = self.all(self.accumulated(op), work);
+        match op {
+            Op::Embedding(op) => Cost {
+                read: self.gathered(&op.tables, work),
+                written: writes,
+                flops,
+            },
+            Op::EmbeddingGrad(op) => {
+                let adds = self.touched(op.grads, work);
+                Cost {
+                    read: self.gathered(&op.tables, work) + self.value(op.dout, work) + adds,
+                    written: adds,
+                    flops,
+                }
+            }
+            // Of `dout` it reads the columns of its part.
+            Op::WeightGrad(op) => {
+                let width = self.graph.channels(op.dout) as f64;
+                let own = self.table_rows(op.parts[op.part].weight) / width;
+                let inp = op.dweight.map_or(0.0, |_| self.value(op.inp, work));
+                Cost {
+                    read: inp + own * self.value(op.dout, work) + adds,
+                    written: adds,
+                    flops,
+                }
+            }
+            Op::Contrastive(op) => match op.pair.weight(&work.weights) {
+                0.0 => Cost::default(),
+                _ => Cost {
+                    read: reads,
+                    written: writes,
+                    flops: self.logits(op.text, work),
+                },
+            },
+            Op::ContrastiveGrad(op) => match op.pair.weight(&work.weights) {
+                0.0 => Cost {
+                    written: writes,
+                    ..Cost::default()
+                },
+                _ => Cost {
+                    read: reads,
+                    written: writes,
+                    flops: self.logits(op.text, work) * products_back(op.pair, &work.weights),
+                },
+            },
+            Op::ZeroGrads(_) => Cost {
+                written: self.owned(Role::Grad, work),
+                ..Cost::default()
+            },
+            // A device measures the gradient as it spends it, in the next node.
+            Op::GradNorm(_) => match self.numbers {
+                Numbers::F32 => Cost {
+                    read: self.owned(Role::Grad, work),
+                    written: writes,
+                    flops,
+                },
+                Numbers::F16 => Cost::default(),
+            },
+            Op::AdamStep(_) => self.adam(work),
+            _ => Cost {
+                read: reads + adds,
+                written: writes + adds,
+                flops,
+            },
+        }
+    }
+
+    /// Gradients that a node adds to as a whole.
+    fn accumulated(&self, op: &Op) -> impl Iterator<Item = ValueId> {
+        let ids: Vec<Option<ValueId>> = match op {
+            Op::WeightGrad(op) => vec![op.dweight, op.dbias],
+            Op::LayerNormGrad(op) => vec![op.dweight, op.dbias],
+            Op::PhmGrad(op) => op.dweights.to_vec(),
+            Op::LoraGrad(op) => {
+                let branches = op.branches.iter().flatten();
+                branches.flat_map(|b| [b.dlora_a, b.dlora_b]).collect()
+            }
+            _ => vec![],
+        };
+        ids.into_iter().flatten()
+    }
+
+    /// Bytes of a value.
+    fn value(&self, id: ValueId, work: &Work) -> f64 {
+        self.graph.get(id).elements(&work.bucket) as f64 * self.sizes[id.idx()]
+    }
+
+    fn all(&self, ids: impl Iterator<Item = ValueId>, work: &Work) -> f64 {
+        ids.map(|id| self.value(id, work)).sum()
+    }
+
+    /// Bytes of the rows of a table that the tokens of a step meet, if each is another one.
+    fn rows_met(&self, id: ValueId, work: &Work) -> f64 {
+        let rows = self.table_rows(id);
+        self.value(id, work) * (work.bucket.tokens as f64 / rows).min(1.0)
+    }
+
+    /// Bytes that an embedding gathers.
+    fn gathered(&self, t: &Tables, work: &Work) -> f64 {
+        let tables = [Some(t.word), Some(t.position), Some(t.token_type), t.prompt];
+        let tables = tables.into_iter().flatten();
+        let rows: f64 = tables.map(|id| self.rows_met(id, work)).sum();
+        rows + self.all([t.weight, t.bias].into_iter(), work)
+    }
+
+    /// Bytes of an embedding's gradients that it adds to: rows of tables, vectors whole.
+    fn touched(&self, grads: [Option<ValueId>; 6], work: &Work) -> f64 {
+        let [word, position, kind, weight, bias, prompt] = grads;
+        let rows = [word, position, kind, prompt].into_iter().flatten();
+        let rows: f64 = rows.map(|id| self.rows_met(id, work)).sum();
+        rows + self.all([weight, bias].into_iter().flatten(), work)
+    }
+
+    /// Rows of a table or output channels of a weight, whether it has a leading G or not.
+    fn table_rows(&self, id: ValueId) -> f64 {
+        let shape = &self.graph.get(id).shape;
+        match shape.get(shape.len().wrapping_sub(2)) {
+            Some(Dim::N(n)) => *n as f64,
+            _ => 1.0,
+        }
+    }
+
+    /// Operations of a contrastive loss's logits: each member's items meet one another.
+    fn logits(&self, text: ValueId, work: &Work) -> f64 {
+        let members = work.bucket.members.max(1);
+        let n = work.bucket.items / members;
+        members as f64 * product_flops(n, n, self.graph.channels(text))
+    }
+
+    /// Bytes, as f32, of everything that the optimiser owns of one kind.
+    fn owned(&self, role: Role, work: &Work) -> f64 {
+        let ids = self.graph.with_role(role);
+        let elements = ids.map(|id| self.graph.get(id).elements(&work.bucket) as f64);
+        elements.sum::<f64>() * 4.0
+    }
+
+    /// Gradient, values and both moments are read, all but the gradient written; on a device the
+    /// gradient is read once more, for its norm, and the f16 copies are written.
+    fn adam(&self, work: &Work) -> Cost {
+        let (grads, values) = (
+            self.owned(Role::Grad, work),
+            self.owned(Role::Trainable, work),
+        );
+        let copies = self
+            .graph
+            .with_role(Role::Trainable)
+            .filter(|id| self.sizes[id.idx()] < 4.0);
+        let (again, copies) = match self.numbers {
+            Numbers::F32 => (0.0, 0.0),
+            Numbers::F16 => (grads, self.all(copies, work)),
+        };
+        Cost {
+            read: grads + again + 3.0 * values,
+            written: 3.0 * values + copies,
+            flops: 0.0,
+        }
+    }
+}
+
+/// Products of a contrastive loss's gradient: the logits again, and one for each side that takes a
+/// gradient.
+fn products_back(pair: Pair, weights: &LossWeights) -> f64 {
+    let (_, a, b) = pair.flow(weights);
+    1.0 + f64::from(u8::from(a)) + f64::from(u8::from(b))
+}
+
+/// Which values of a graph are f32 on a device: statistics, losses, what is small and sums.
+/// Activations are f16.
+pub fn f32_values(graph: &Graph) -> Vec<bool> {
+    let mut out = vec![false; graph.values.len()];
+    for op in &graph.nodes {
+        let ids: &[ValueId] = match op {
+            Op::LayerNorm(op) => &[op.stats],
+            Op::Attention(op) => &[op.lse],
+            Op::L2Norm(op) => &[op.norm],
+            Op::Contrastive(op) => &[op.loss, op.lse, op.low],
+            Op::Mse(op) => &[op.loss],
+            Op::GradNorm(op) => &[op.norm],
+            Op::Phm(op) => &[op.u, op.s],
+            Op::PhmGrad(op) => &[op.ds, op.du],
+            _ => &[],
+        };
+        ids.iter().for_each(|id| out[id.idx()] = true);
+    }
+    out
+}
+
+/// Bytes of an element as kernels read it, by value.
+fn device_sizes(graph: &Graph) -> Vec<f64> {
+    let halves = half_weights(graph);
+    let f32s = f32_values(graph);
+    let values = graph.values.iter().zip(f32s.iter().zip(&halves));
+    let size = values.map(|(v, (is_f32, is_half))| match v.role {
+        Role::Grad => 4.0,
+        Role::Trainable if !is_half => 4.0,
+        Role::Temp | Role::Output if *is_f32 => 4.0,
+        _ => 2.0,
+    });
+    size.collect()
+}
+
+/// Weights that kernels read as f16 whoever owns them: those of products, biases beside them, and
+/// tables.
+fn half_weights(graph: &Graph) -> Vec<bool> {
+    let mut out = vec![false; graph.values.len()];
+    for op in &graph.nodes {
+        let ids: Vec<ValueId> = match op {
+            Op::Linear(op) => {
+                let part = |p: &Part| {
+                    let [a, b] = [p.lora.map(|l| l.lora_a), p.lora.map(|l| l.lora_b)];
+                    [Some(p.weight), p.bias, a, b]
+                };
+                op.parts.iter().flat_map(part).flatten().collect()
+            }
+            Op::Embedding(op) => vec![op.tables.word, op.tables.position, op.tables.token_type],
+            _ => vec![],
+        };
+        ids.iter().for_each(|id| out[id.idx()] = true);
+    }
+    out
+}
