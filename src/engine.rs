@@ -23,6 +23,9 @@ use crate::exec::{Executor, MemberStep};
 use crate::graph::Graph;
 #[cfg(feature = "cuda")]
 use crate::graph::Role;
+use crate::graph::cost::Numbers;
+use crate::profile::report::{Place, Report};
+use crate::profile::{Phase, PhaseGuard, Profiler, ceiling};
 use crate::text::pack::{Batch, MemberTexts, Text};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::program::{EncodeProgram, TextModel};
@@ -65,6 +68,7 @@ pub struct Engine {
     pool: Arc<rayon::ThreadPool>,
     threads: usize,
     home: Home,
+    profiler: Option<Profiler>,
 }
 
 impl Engine {
@@ -107,7 +111,40 @@ impl Engine {
             pool: Arc::new(pool),
             threads,
             home: home(options.device)?,
+            profiler: None,
         })
+    }
+
+    /// The same, recording where time goes from here on.
+    pub fn profiled(mut self) -> Engine {
+        self.profiler = Some(Profiler::new(match &self.home {
+            Home::Cpu => Numbers::F32,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(_) => Numbers::F16,
+        }));
+        self
+    }
+
+    /// A phase of a profiled run, until it is dropped.
+    pub fn phase(&self, phase: Phase) -> Option<PhaseGuard> {
+        self.profiler.as_ref().map(|p| p.phase(phase))
+    }
+
+    /// What a profiled run recorded so far, beside ceilings that are measured now, and who writes
+    /// its files.
+    pub fn profile(&self) -> Option<(Report, &Profiler)> {
+        let profiler = self.profiler.as_ref()?;
+        let ceilings = match &self.home {
+            Home::Cpu => Ok(ceiling::of_pool(&self.pool)),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(device) => ceiling::of_device(device).map_err(Error::from),
+        };
+        let place = Place {
+            device: self.device_name(),
+            threads: self.threads,
+            virtual_machine: self.is_virtual(),
+        };
+        Some((profiler.report(place, ceilings), profiler))
     }
 
     /// The model.
@@ -139,6 +176,15 @@ impl Engine {
         }
     }
 
+    /// Whether it computes in the virtual machine.
+    fn is_virtual(&self) -> bool {
+        match &self.home {
+            Home::Cpu => false,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(device) => device.is_virtual(),
+        }
+    }
+
     /// What the loss gradient is multiplied by at first, a power of two: activations in f16 need it.
     pub fn first_loss_scale(&self) -> f32 {
         match &self.home {
@@ -153,6 +199,18 @@ impl Engine {
     /// # Errors
     /// If the checkpoint lacks a weight of the graph; if the device has no room for it.
     pub fn executor(
+        &self,
+        graph: &Arc<Graph>,
+        state: &TrainState,
+    ) -> Result<Box<dyn Executor + Send>> {
+        let mut exec = self.unobserved(graph, state)?;
+        if let Some(profiler) = &self.profiler {
+            exec.observe(profiler.observer(graph));
+        }
+        Ok(exec)
+    }
+
+    fn unobserved(
         &self,
         graph: &Arc<Graph>,
         state: &TrainState,
@@ -207,6 +265,7 @@ impl Engine {
     /// # Errors
     /// An empty text, or one that is longer than the position table.
     pub fn tokenize<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Vec<u32>>> {
+        let _phase = self.phase(Phase::Tokenise);
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         if let Some(i) = texts.iter().position(|t| t.trim().is_empty()) {
             return Err(bad_input!("text {} is empty", i + 1));

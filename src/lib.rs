@@ -17,6 +17,7 @@ pub mod exec;
 pub mod graph;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod rng;
 pub mod sweep;
 pub mod tensor;

@@ -25,6 +25,8 @@ use crosstune::exec::{Executor, Frozen, LossWeights, MemberStep, Pass};
 use crosstune::graph::Bucket;
 use crosstune::graph::plan::Reuse;
 use crosstune::model::text::DropoutRates;
+use crosstune::ops::Op;
+use crosstune::profile::card;
 use crosstune::tensor::Dtype;
 use crosstune::train::program::TrainProgram;
 use crosstune::train::step::{Round, StepRunner};
@@ -233,6 +235,9 @@ impl Driver for Counting {
     fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()> {
         self.vm.fill(ptr, value, bytes)
     }
+    fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
+        self.vm.copy(to, from, bytes)
+    }
     fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
         self.vm.forget(ptr, bytes)
     }
@@ -251,6 +256,9 @@ impl Driver for Counting {
     }
     fn record(&self) -> Result<EventId> {
         self.vm.record()
+    }
+    fn record_again(&self, event: EventId) -> Result<()> {
+        self.vm.record_again(event)
     }
     fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
         self.vm.elapsed_ms(from, to)
@@ -305,6 +313,42 @@ fn a_layer_takes_few_launches() {
     println!("launches a layer: {forward} forward, {backward} backward");
     assert!(forward <= 9, "{forward} launches forward");
     assert!(backward <= 14, "{backward} launches backward");
+}
+
+/// The model of time counts the launches that there are, node by node.
+#[test]
+fn each_node_launches_what_the_model_of_time_counts() {
+    let mut all = adapters().to_vec();
+    all.push(("full", Adapter::full()));
+    for (name, adapter) in all {
+        let c = config();
+        let (device, counts) = Counting::open();
+        let program = TrainProgram::new(&c, true, &adapter, DropoutRates::NONE);
+        let mut state = tiny::state(&program.graph, &[1]);
+        let mut exec = executor(&device, &program, &state);
+        let data = data(&c, 5, 3, 9);
+        let batch = tiny::pack(&[&data], adapter.layout(&c));
+        let steps = [member(1, 0)];
+        for (i, op) in program.graph.nodes.iter().enumerate() {
+            let before = counts.launches.load(Ordering::Relaxed);
+            let pass = Pass {
+                nodes: i..i + 1,
+                batch: &batch,
+                steps: &steps,
+                given: &[],
+            };
+            exec.pass(&mut state, &pass).expect("ran");
+            let found = counts.launches.load(Ordering::Relaxed) - before;
+            // It fills, which is no kernel.
+            let fills = usize::from(matches!(op, Op::ZeroGrads(_)));
+            assert_eq!(
+                found + fills,
+                card::launches(op),
+                "{name}: {i} {}",
+                op.name()
+            );
+        }
+    }
 }
 
 /// Gradients of a step of two rounds, in pieces of at most `max_tokens`.

@@ -11,13 +11,14 @@ use crosstune::data::features::Features;
 use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
+use crosstune::profile::Phase;
 use crosstune::weights::hub;
 use serde_json::json;
 
 use super::adapters::{AdapterArgs, Adapters};
 use super::data::required;
 use super::term::Progress;
-use super::{Output, check_target};
+use super::{Output, check_new_folder, check_target, profile};
 
 /// The name of standard input in messages.
 const STDIN: &str = "standard input";
@@ -63,6 +64,10 @@ pub struct Args {
     /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
+    /// Record where time goes, by phase and by op: a table at the end, and this folder with a trace
+    /// for chrome://tracing.
+    #[arg(long, value_name = "DIR")]
+    profile: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -72,13 +77,19 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let texts = required(&args.texts, "texts", "FILE with one text a line")?;
     let out = required(&args.out, "out", "FILE for the features")?;
     check_target(&out, args.force)?;
-    let engine = Engine::open(
+    if let Some(folder) = &args.profile {
+        check_new_folder(folder)?;
+    }
+    let mut engine = Engine::open(
         &hub::resolve(&model)?,
         EngineOptions {
             threads: args.threads,
             device: args.device.unwrap_or(DeviceChoice::Auto),
         },
     )?;
+    if args.profile.is_some() {
+        engine = engine.profiled();
+    }
     let (lines, texts) = match texts == Path::new("-") {
         true => (stdin_lines()?, PathBuf::from(STDIN)),
         false => (read_lines(&texts)?, texts),
@@ -124,7 +135,10 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if args.normalize {
         normalize(&mut features);
     }
-    features.save(&out)?;
+    {
+        let _phase = engine.phase(Phase::Save);
+        features.save(&out)?;
+    }
     let tokens: usize = ids.iter().map(Vec::len).sum();
     let report = json!({
         "texts": ids.len(),
@@ -149,6 +163,9 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             ready.as_secs_f64(),
             tokenizer.as_secs_f64()
         );
+    }
+    if let Some(folder) = &args.profile {
+        profile::finish(&engine, folder, output)?;
     }
     Ok(())
 }

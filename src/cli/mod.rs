@@ -14,6 +14,8 @@ mod merge;
 mod method;
 mod options;
 mod plan;
+mod plan_time;
+mod profile;
 mod run_folder;
 mod sweep;
 mod sweep_args;

@@ -21,7 +21,7 @@ pub fn names() -> Vec<String> {
     Names::command()
         .get_arguments()
         .filter_map(|a| a.get_long().map(String::from))
-        .filter(|n| !["help", "config", "resume"].contains(&n.as_str()))
+        .filter(|n| !["help", "config", "resume", "profile"].contains(&n.as_str()))
         .collect()
 }
 

@@ -14,13 +14,13 @@ use crosstune::train::config::MemberConfig;
 use crosstune::train::trainer::{Event, SavePolicy, StepReport, Trainer};
 use serde_json::json;
 
-use super::Output;
 use super::data::required;
 use super::run_folder::RunFolder;
 use super::term::{Interrupt, Progress, warn};
 pub use super::train_args::Args;
 use super::train_inputs::Inputs;
 use super::train_results::{finish, summarise, table, zero_shot};
+use super::{Output, profile};
 
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
@@ -99,6 +99,7 @@ fn settings(args: Args) -> Result<(Args, Option<RunFolder>)> {
     let mut resumed = Args::default().over(&folder.file("config.toml"))?;
     resumed.recipe.threads = args.recipe.threads;
     resumed.recipe.device = args.recipe.device.or(resumed.recipe.device);
+    resumed.profile = args.profile;
     resumed.resume = Some(path);
     Ok((resumed, Some(folder)))
 }
@@ -187,6 +188,7 @@ impl Run<'_> {
             fields.extend(summarise(&results)?);
         }
         folder.write_json("summary.json", &summary)?;
+        profile::finish(&self.inputs.engine, &folder.file("profile"), self.output)?;
         if self.output.json {
             println!("{}", serde_json::to_string_pretty(&summary)?);
         } else {

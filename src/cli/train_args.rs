@@ -52,6 +52,11 @@ pub struct Args {
     /// Where the run goes; must not hold one yet.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Record where time goes, by phase and by op: a table at the end, and in the run's folder
+    /// profile/ with a trace for chrome://tracing.
+    #[arg(long)]
+    #[serde(skip)]
+    pub profile: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub data: DataArgs,
@@ -151,12 +156,13 @@ impl Args {
         if let serde_json::Value::Object(mine) = serde_json::to_value(&self)? {
             merged.extend(mine.into_iter().filter(|(_, v)| !v.is_null()));
         }
-        let (config, resume) = (self.config, self.resume);
+        let (config, resume, profile) = (self.config, self.resume, self.profile);
         let read: Args = serde_json::from_value(serde_json::Value::Object(merged))
             .map_err(|e| bad_input!("{}: {e}", path.display()))?;
         Ok(Args {
             config,
             resume,
+            profile,
             ..read
         })
     }

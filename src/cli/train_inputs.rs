@@ -49,7 +49,10 @@ impl Inputs {
             threads: args.recipe.threads,
             device: args.recipe.device.unwrap_or(DeviceChoice::Auto),
         };
-        let engine = Engine::open(&hub::resolve(&model)?, options)?;
+        let mut engine = Engine::open(&hub::resolve(&model)?, options)?;
+        if args.profile {
+            engine = engine.profiled();
+        }
         let source = args.data.source()?;
         let protocol = args.data.protocol()?;
         if protocol.shots == Shots::Zero {

@@ -27,6 +27,7 @@ pub type Source<'a> = &'a dyn Fn(&str) -> Result<TensorView<'a>>;
 pub struct Device {
     opened: Arc<Mutex<Opened>>,
     reuse: Reuse,
+    is_virtual: bool,
 }
 
 /// What one user at a time may use.
@@ -53,7 +54,10 @@ impl Device {
             VmArena::Packed => Reuse::Packed,
             VmArena::Spread => Reuse::Spread,
         };
-        Device::new(Box::new(driver), reuse)
+        Device {
+            is_virtual: true,
+            ..Device::new(Box::new(driver), reuse)
+        }
     }
 
     /// What runs on `driver`, its values laid out by `reuse`.
@@ -65,12 +69,18 @@ impl Device {
         Device {
             opened: Arc::new(Mutex::new(opened)),
             reuse,
+            is_virtual: false,
         }
     }
 
     /// For messages: a card's name, or the virtual machine's.
     pub fn name(&self) -> String {
         self.lock().driver.name()
+    }
+
+    /// Whether it is a virtual machine of [`Device::vm`].
+    pub fn is_virtual(&self) -> bool {
+        self.is_virtual
     }
 
     /// How values are laid out.

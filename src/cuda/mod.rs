@@ -8,6 +8,7 @@ pub mod device;
 pub mod embedded;
 pub mod gpu;
 pub mod installed;
+pub mod nvtx;
 pub mod ops;
 pub mod step_params;
 pub mod vm;
@@ -215,6 +216,12 @@ pub trait Driver {
     /// Outside an allocation.
     fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()>;
 
+    /// Copies from one place of the device to another that it does not overlap. May be captured.
+    ///
+    /// # Errors
+    /// Outside an allocation.
+    fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()>;
+
     /// Tells that what lies there is dead: the virtual machine takes a later read of it for a fault.
     /// Does nothing on a GPU. May be captured.
     ///
@@ -240,6 +247,12 @@ pub trait Driver {
     /// # Errors
     /// A failed call; not while capturing.
     fn record(&self) -> Result<EventId>;
+
+    /// Moves a mark to this point of the queue.
+    ///
+    /// # Errors
+    /// As [`Driver::record`]; a mark of another driver.
+    fn record_again(&self, event: EventId) -> Result<()>;
 
     /// Milliseconds of device time between two marks; waits for the later one.
     ///

@@ -37,6 +37,7 @@ struct State {
 enum Work {
     Launch(KernelId, Geometry, Vec<Arg>),
     Fill(DevicePtr, u8, usize),
+    Copy(DevicePtr, DevicePtr, usize),
     Forget(DevicePtr, usize),
 }
 
@@ -91,6 +92,13 @@ impl State {
                 .machine
                 .copy_in(ptr.0, &vec![*value; *bytes])
                 .map_err(|e| failed("fill", &e)),
+            Work::Copy(to, from, bytes) => {
+                let mut held = vec![0; *bytes];
+                let copied = self.machine.copy_out(from.0, &mut held);
+                copied
+                    .and_then(|()| self.machine.copy_in(to.0, &held))
+                    .map_err(|e| failed("copy", &e))
+            }
             Work::Forget(ptr, bytes) => self
                 .machine
                 .forget(ptr.0, *bytes)
@@ -166,6 +174,10 @@ impl Driver for VmDriver {
             .submit(Work::Fill(ptr, value, bytes))
     }
 
+    fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
+        self.state.borrow_mut().submit(Work::Copy(to, from, bytes))
+    }
+
     fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
         self.state.borrow_mut().submit(Work::Forget(ptr, bytes))
     }
@@ -210,6 +222,16 @@ impl Driver for VmDriver {
         state.not_capturing("record")?;
         state.events.push(Instant::now());
         Ok(EventId(state.events.len() - 1))
+    }
+
+    fn record_again(&self, event: EventId) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        state.not_capturing("record")?;
+        match state.events.get_mut(event.0) {
+            Some(at) => *at = Instant::now(),
+            None => return Err(failed("record", &"an event of another driver")),
+        }
+        Ok(())
     }
 
     fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {

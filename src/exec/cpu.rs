@@ -1,14 +1,13 @@
 //! The CPU executor: one arena, one pool of threads, each op's fast version in node order.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::state::TrainState;
-use super::{Executor, Frozen, MemberStep, Pass};
+use super::{Executor, Frozen, MemberStep, Observer, Pass, Ran, Told};
 use crate::error::Result;
 use crate::graph::plan::{Plan, Reuse};
 use crate::graph::{Bucket, Graph, Role, ValueId};
-use crate::ops::Op;
 use crate::text::pack::Batch;
 
 /// Where a value's memory is.
@@ -137,9 +136,6 @@ impl CpuMem<'_> {
     }
 }
 
-/// Told of every node that ran, and how long it took.
-type Observer = Box<dyn FnMut(&Op, Duration) + Send>;
-
 /// Runs a graph on this machine's cores.
 pub struct CpuExecutor {
     graph: Arc<Graph>,
@@ -201,11 +197,6 @@ impl CpuExecutor {
             true_rows: empty,
             observer: None,
         }
-    }
-
-    /// Calls `observer` after every node from now on, with the time that it took.
-    pub fn observe(&mut self, observer: impl FnMut(&Op, Duration) + Send + 'static) {
-        self.observer = Some(Box::new(observer));
     }
 
     /// Gives every value a place of its own, filled with NaN before each step: to find reads of
@@ -296,15 +287,29 @@ impl Executor for CpuExecutor {
         };
         let observer = &mut self.observer;
         self.pool.install(|| {
-            for op in &mem.graph.nodes[pass.nodes.clone()] {
+            for node in pass.nodes.clone() {
+                let op = &mem.graph.nodes[node];
+                let Some(observer) = observer else {
+                    op.cpu(&mut mem);
+                    continue;
+                };
+                observer(Told::Begins(node));
                 let start = Instant::now();
                 op.cpu(&mut mem);
-                if let Some(observer) = observer {
-                    observer(op, start.elapsed());
-                }
+                let time = start.elapsed();
+                observer(Told::Ran(Ran {
+                    node,
+                    pass,
+                    start,
+                    time,
+                }));
             }
         });
         Ok(())
+    }
+
+    fn observe(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     fn output(&self, id: ValueId) -> Result<Vec<f32>> {

@@ -10,6 +10,7 @@ pub mod state;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::graph::{Graph, Role, ValueId};
@@ -209,6 +210,29 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// A node that ran.
+pub struct Ran<'a> {
+    /// Index of the node in its graph.
+    pub node: usize,
+    /// The pass that it belongs to.
+    pub pass: &'a Pass<'a>,
+    /// When it began, by this machine's clock.
+    pub start: Instant,
+    /// How long it took where it ran.
+    pub time: Duration,
+}
+
+/// What an observer is told.
+pub enum Told<'a> {
+    /// The node of that index is about to run, or to be launched.
+    Begins(usize),
+    /// A node ran. On a device this is known when all nodes of its pass have run.
+    Ran(Ran<'a>),
+}
+
+/// Told of every node.
+pub type Observer = Box<dyn FnMut(Told<'_>) + Send>;
+
 /// Runs a graph, step by step.
 pub trait Executor {
     /// What it runs.
@@ -233,6 +257,10 @@ pub trait Executor {
     /// # Errors
     /// If the device fails or the batch does not fit the graph.
     fn pass(&mut self, state: &mut TrainState, pass: &Pass<'_>) -> Result<()>;
+
+    /// Tells `observer` of every node from now on. On a device nodes are then launched one by one,
+    /// never replayed.
+    fn observe(&mut self, observer: Observer);
 
     /// Runs every node once.
     ///

@@ -2,9 +2,10 @@
 //! own. It is the specification that everything fast is compared with.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::state::TrainState;
-use super::{Executor, Frozen, MemberStep, Pass};
+use super::{Executor, Frozen, MemberStep, Observer, Pass, Ran, Told};
 use crate::error::Result;
 use crate::graph::{Graph, Role, ValueId};
 use crate::ops::real::Real;
@@ -69,6 +70,7 @@ pub struct RefExecutor<F> {
     values: Vec<Vec<F>>,
     /// Trainable state in the precision of the run.
     pub state: RefState<F>,
+    observer: Option<Observer>,
 }
 
 impl<F: Real> RefExecutor<F> {
@@ -97,6 +99,7 @@ impl<F: Real> RefExecutor<F> {
             graph,
             values,
             state,
+            observer: None,
         }
     }
 
@@ -134,8 +137,22 @@ impl<F: Real> RefExecutor<F> {
             state: &mut self.state,
             values: &mut self.values,
         };
-        for op in &graph.nodes[pass.nodes.clone()] {
+        for node in pass.nodes.clone() {
+            let op = &graph.nodes[node];
+            let Some(observer) = &mut self.observer else {
+                op.reference(&mut mem);
+                continue;
+            };
+            observer(Told::Begins(node));
+            let start = Instant::now();
             op.reference(&mut mem);
+            let time = start.elapsed();
+            observer(Told::Ran(Ran {
+                node,
+                pass,
+                start,
+                time,
+            }));
         }
     }
 }
@@ -173,6 +190,10 @@ impl Executor for RefExecutor<f32> {
 
     fn store(&self, _: &mut TrainState) -> Result<()> {
         Ok(())
+    }
+
+    fn observe(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     fn output(&self, id: ValueId) -> Result<Vec<f32>> {

@@ -189,9 +189,21 @@ impl GpuDriver {
         unsafe { result::memset_d8_async(ptr.0, value, bytes, self.stream) }.map_err(failed("fill"))
     }
 
-    fn event(&self, id: EventId) -> Result<sys::CUevent> {
+    fn copy_now(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
+        self.bind()?;
+        self.check_range("copy", to, bytes)?;
+        self.check_range("copy", from, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both ranges lie in live allocations.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream) }
+            .map_err(failed("copy"))
+    }
+
+    fn event(&self, call: &str, id: EventId) -> Result<sys::CUevent> {
         let event = self.events.borrow().get(id.0).copied();
-        event.ok_or_else(|| refused("elapsed_ms", "an event of another driver"))
+        event.ok_or_else(|| refused(call, "an event of another driver"))
     }
 }
 
@@ -251,6 +263,10 @@ impl Driver for GpuDriver {
         self.noted("fill", self.fill_now(ptr, value, bytes))
     }
 
+    fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
+        self.noted("copy", self.copy_now(to, from, bytes))
+    }
+
     fn forget(&self, _: DevicePtr, _: usize) -> Result<()> {
         Ok(())
     }
@@ -274,9 +290,17 @@ impl Driver for GpuDriver {
         Ok(EventId(events.len() - 1))
     }
 
+    fn record_again(&self, event: EventId) -> Result<()> {
+        self.bind_outside_capture("record")?;
+        let event = self.event("record", event)?;
+        // SAFETY: event and stream live as long as `self`.
+        unsafe { result::event::record(event, self.stream) }.map_err(failed("record"))
+    }
+
     fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
         self.bind_outside_capture("elapsed_ms")?;
-        let (from, to) = (self.event(from)?, self.event(to)?);
+        let event = |id| self.event("elapsed_ms", id);
+        let (from, to) = (event(from)?, event(to)?);
         // SAFETY: both events were recorded on the stream and live as long as `self`.
         unsafe {
             result::event::synchronize(from)

@@ -9,6 +9,7 @@ mod state;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -17,12 +18,12 @@ use self::memory::{Arena, Memory, Room};
 use self::nodes::Run;
 use self::state::DeviceState;
 use super::state::TrainState;
-use super::{Executor, Pass};
+use super::{Executor, Observer, Pass, Ran, Told};
 use crate::bad_input;
 use crate::cuda::device::{Device, Opened, Source};
 use crate::cuda::ops::{Context, DeviceTensor, embedding, layer_norm, phm};
 use crate::cuda::step_params::StepBuffer;
-use crate::cuda::{DevicePtr, Driver, GraphId};
+use crate::cuda::{DevicePtr, Driver, EventId, GraphId};
 use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
@@ -44,6 +45,9 @@ pub struct CudaExecutor {
     true_rows: Bucket,
     capture: bool,
     n_replays: usize,
+    observer: Option<Observer>,
+    /// Marks between nodes that are observed, used again in each pass.
+    marks: Vec<EventId>,
 }
 
 /// What is made once for a room.
@@ -96,6 +100,8 @@ impl CudaExecutor {
             true_rows: NOTHING,
             capture: true,
             n_replays: 0,
+            observer: None,
+            marks: vec![],
         })
     }
 
@@ -151,6 +157,47 @@ impl CudaExecutor {
         }
     }
 
+    /// Launches a pass node by node, with a mark before each and one at the end, and tells the
+    /// observer what lay between them.
+    fn observed(&mut self, opened: &Opened, room: Room, pass: &Pass<'_>) -> Result<()> {
+        let driver = opened.driver();
+        while self.marks.len() <= pass.nodes.len() {
+            self.marks.push(driver.record()?);
+        }
+        // What was queued before would count for the first node.
+        driver.synchronize()?;
+        let begin = Instant::now();
+        // Taken out, for what runs borrows the rest.
+        let Some(mut observer) = self.observer.take() else {
+            return Ok(());
+        };
+        let run = self.over(opened, &self.rooms[&room]);
+        let mut launch = || {
+            for (node, mark) in pass.nodes.clone().zip(&self.marks) {
+                observer(Told::Begins(node));
+                driver.record_again(*mark)?;
+                run.nodes(node..node + 1)?;
+            }
+            driver.record_again(self.marks[pass.nodes.len()])
+        };
+        let launched = launch();
+        let observer = self.observer.insert(observer);
+        launched?;
+        let mut start = begin;
+        for (i, node) in pass.nodes.clone().enumerate() {
+            let ms = driver.elapsed_ms(self.marks[i], self.marks[i + 1])?;
+            let time = Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3);
+            observer(Told::Ran(Ran {
+                node,
+                pass,
+                start,
+                time,
+            }));
+            start += time;
+        }
+        Ok(())
+    }
+
     /// Copies in what a pass brings.
     fn bring(&self, opened: &Opened, prepared: &Prepared, pass: &Pass<'_>) -> Result<()> {
         let driver = opened.driver();
@@ -173,7 +220,9 @@ impl CudaExecutor {
             }
         }
         for (id, values) in pass.given {
-            if let Some(t) = &prepared.memory.tensors[id.idx()] {
+            let memory = &prepared.memory;
+            let input = || memory.scratch.inputs.get(id);
+            if let Some(t) = memory.tensors[id.idx()].as_ref().or_else(input) {
                 copy_in(driver, t, values)?;
             }
         }
@@ -224,6 +273,9 @@ impl Executor for CudaExecutor {
             members: batch.members.len(),
         };
         self.bring(&opened, &self.rooms[&room], pass)?;
+        if self.observer.is_some() {
+            return self.observed(&opened, room, pass);
+        }
         let key = (pass.nodes.start, pass.nodes.end);
         let driver = opened.driver();
         let prepared = &self.rooms[&room];
@@ -253,6 +305,10 @@ impl Executor for CudaExecutor {
             prepared.replays.insert(key, next);
         }
         Ok(())
+    }
+
+    fn observe(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     fn output(&self, id: ValueId) -> Result<Vec<f32>> {

@@ -6,6 +6,7 @@ use crate::data::Role;
 use crate::engine::{Engine, TextEncoder};
 use crate::error::Result;
 use crate::eval::retrieval::{Recall, retrieval};
+use crate::profile::Phase;
 use crate::train::checkpoint::Best;
 use crate::train::config::round4;
 use crate::train::examples::Examples;
@@ -115,6 +116,7 @@ pub fn evaluate(
     items: &Examples,
     role: Role,
 ) -> Result<Recall> {
+    let _phase = engine.phase(Phase::Evaluate);
     let features = encoder.encode(engine, items.text(role)?, &mut |_| {})?;
     let pool = engine.pool();
     pool.install(|| retrieval(&features, &items.images, items.len(), items.dim))

@@ -26,6 +26,7 @@ use crate::engine::{Engine, TextEncoder};
 use crate::error::{Error, Result};
 use crate::eval::retrieval::Recall;
 use crate::exec::state::TrainState;
+use crate::profile::Phase;
 use crate::weights::config::TextConfig;
 
 /// One member: its settings and its data.
@@ -345,6 +346,7 @@ impl<'e> Trainer<'e> {
     }
 
     fn save_now(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+        let _phase = self.engine.phase(Phase::Save);
         self.runner.store(&mut self.state)?;
         let Some(policy) = &self.save else {
             return Ok(());

@@ -6,6 +6,7 @@ use super::{Event, StepReport, Trainer};
 use crate::data::Role;
 use crate::error::{Error, Result};
 use crate::exec::{Adam, LossWeights, MemberStep};
+use crate::profile::Phase;
 use crate::text::pack::{Batch, MemberTexts, Text};
 use crate::train::program::Losses;
 use crate::train::schedule::cosine;
@@ -91,8 +92,14 @@ impl Trainer<'_> {
 
     pub(super) fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let start = Instant::now();
-        let rounds = self.rounds()?;
-        let measured = self.runner.step(&mut self.state, &rounds)?;
+        let rounds = {
+            let _phase = self.engine.phase(Phase::Batches);
+            self.rounds()?
+        };
+        let measured = {
+            let _phase = self.engine.phase(Phase::Step);
+            self.runner.step(&mut self.state, &rounds)?
+        };
         let seconds = start.elapsed().as_secs_f64();
         self.step += 1;
         let tokens = rounds.iter().map(|r| r.batch.tokens()).sum();
