@@ -1,23 +1,22 @@
 //! Every op alone, forward and backward, by shape: `cargo bench --bench ops -- layer_norm`.
 //!
-//! A graph of one op and its gradient runs as in a training step; an observer adds up the time of
-//! the nodes in question. What is declared as throughput is bytes read and written, FLOPs for
-//! `linear` and `gemm`.
+//! What is declared as throughput is bytes read and written and, as elements, operations, as
+//! [`crosstune::graph::cost`] counts them; at the end stands what share of the ceilings each came to.
+//! On a GPU: `CROSSTUNE_TEST_DEVICE=cuda:0 cargo bench --features cuda --bench ops`. Without `--bench`
+//! (`cargo test --bench ops`) each runs once, on tiny shapes.
 
 mod common;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::Instant;
 
-use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use crosstune::exec::cpu::CpuExecutor;
-use crosstune::exec::state::TrainState;
-use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep};
-use crosstune::graph::backward::backward_from;
-use crosstune::graph::{Dim, Graph, Role, ValueId};
+use common::place::{Place, THREADS, once, pool};
+use common::rig::{Rig, VOCAB, note, shares, short};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use crosstune::graph::cost::Cost;
+use crosstune::graph::{Dim, Role};
 use crosstune::ops::activation::{Activation, Kind};
 use crosstune::ops::adam::{AdamStep, GradNorm};
+use crosstune::ops::add::Add;
 use crosstune::ops::attention::Attention;
 use crosstune::ops::contrastive::{Contrastive, Pair};
 use crosstune::ops::embedding::{Embedding, Tables};
@@ -29,164 +28,29 @@ use crosstune::ops::mse::Mse;
 use crosstune::ops::philox::{Dropout, Stream};
 use crosstune::ops::phm::{Phm, Weights};
 use crosstune::ops::pool::Pool;
-use crosstune::text::pack::{Batch, Layout, MemberTexts, Rows};
+use crosstune::text::pack::Rows;
 
-const THREADS: usize = 2;
-const VOCAB: usize = 1000;
-
-/// Name, C, heads, FFN channels, texts (half anchors, half partners).
-const SHAPES: [(&str, usize, usize, usize, usize); 5] = [
-    ("tiny", 64, 4, 128, 10),
-    ("base", 768, 12, 3072, 10),
-    ("base", 768, 12, 3072, 56),
-    ("base", 768, 12, 3072, 222),
-    ("large", 1024, 16, 4096, 56),
-];
-
-/// A graph under construction, over random values.
-struct Rig {
-    graph: Graph,
-    batch: Batch,
-    frozen: Frozen,
-    seeds: Vec<(ValueId, ValueId)>,
-    wanted: Vec<ValueId>,
-}
-
-impl Rig {
-    fn new(texts: usize) -> Rig {
-        Rig::with_prompt(texts, 0)
-    }
-
-    fn with_prompt(texts: usize, prompt: usize) -> Rig {
-        let layout = Layout {
-            position_offset: 2,
-            prompt,
-        };
-        let lengths = common::lengths("train.de");
-        let ids: Vec<Vec<u32>> = (0..texts)
-            .map(|i| {
-                (0..lengths[i] as u32)
-                    .map(|t| t * 37 % VOCAB as u32)
-                    .collect()
-            })
-            .collect();
-        let member = MemberTexts {
-            anchors: common::texts(&ids[..texts / 2], 0),
-            partners: common::texts(&ids[texts / 2..], 1),
-        };
-        Rig {
-            graph: Graph::new(),
-            batch: Batch::pack(&[member], layout, vec![]),
-            frozen: Frozen::default(),
-            seeds: Vec::new(),
-            wanted: Vec::new(),
-        }
-    }
-
-    fn frozen(&mut self, name: &str, shape: Vec<Dim>) -> ValueId {
-        let id = self.graph.value(name, shape, Role::Frozen);
-        let n = self.graph.get(id).elements(&self.batch.bucket());
-        let data = Stream::named(1, name).uniform(n, 0.1);
-        self.frozen
-            .insert(name, FrozenTensor::Owned(Arc::new(data)));
-        id
-    }
-
-    fn weight(&mut self, name: &str, shape: &[usize]) -> ValueId {
-        self.frozen(name, shape.iter().map(|n| Dim::N(*n)).collect())
-    }
-
-    fn trainable(&mut self, name: &str, shape: &[usize]) -> ValueId {
-        let dims = shape.iter().map(|n| Dim::N(*n));
-        let dims = std::iter::once(Dim::Members).chain(dims).collect();
-        self.graph.value(name, dims, Role::Trainable)
-    }
-
-    /// An input whose gradient is wanted.
-    fn input(&mut self, name: &str, rows: Dim, c: usize) -> ValueId {
-        let id = self.frozen(name, vec![rows, Dim::N(c)]);
-        self.wanted.push(id);
-        id
-    }
-
-    /// Gives a result a gradient.
-    fn seed(&mut self, out: ValueId) {
-        let shape = self.graph.get(out).shape.clone();
-        let seed = self.frozen(&format!("seed.{}", out.0), shape);
-        self.seeds.push((out, seed));
-    }
-}
-
-/// Benches the nodes of a rig: those of its forward pass, then those of its gradient.
-fn nodes(c: &mut Criterion, stem: &str, shape: &str, mut rig: Rig, flops: Option<u64>) {
-    let forward = rig.graph.nodes.len();
-    backward_from(&mut rig.graph, &rig.seeds, &rig.wanted);
-    let all = rig.graph.nodes.len();
-    let tokens = rig.batch.tokens();
-    for (side, range) in [("forward", 0..forward), ("backward", forward..all)] {
-        if range.is_empty() {
-            continue;
-        }
-        let graph = Arc::new(rig.graph.clone());
-        let bytes = range.clone().map(|i| {
-            let ids = [graph.nodes[i].reads(), graph.nodes[i].writes()].concat();
-            let sizes = ids
-                .iter()
-                .map(|id| graph.get(*id).elements(&rig.batch.bucket()));
-            4 * sizes.sum::<usize>() as u64
-        });
-        let throughput = match flops {
-            Some(flops) => Throughput::Elements(flops),
-            None => Throughput::Bytes(bytes.sum()),
-        };
-        let mut state = TrainState::new(&graph, 1);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build();
-        let frozen = Arc::new(rig.frozen.clone());
-        let pool = Arc::new(pool.expect("threads"));
-        let mut exec = CpuExecutor::new(graph, frozen, &state, pool);
-        let spent = Arc::new(AtomicU64::new(0));
-        let (total, mut node) = (spent.clone(), 0);
-        exec.observe(move |_, time| {
-            if range.contains(&node) {
-                total.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
-            }
-            node = (node + 1) % all;
-        });
-        let step = [MemberStep {
-            weights: LossWeights {
-                image_anchor: 1.0,
-                mse: 0.1,
-                ..LossWeights::default()
-            },
-            ..MemberStep::default()
-        }];
-        let mut group = c.benchmark_group(stem);
-        short(&mut group).throughput(throughput);
-        group.bench_function(format!("{side}/{shape}/T{tokens}"), |b| {
-            b.iter_custom(|n| {
-                spent.store(0, Ordering::Relaxed);
-                for _ in 0..n {
-                    exec.run(&mut state, &rig.batch, &step).expect("a step");
-                }
-                Duration::from_nanos(spent.load(Ordering::Relaxed))
-            });
-        });
-        group.finish();
-    }
-}
-
-type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>;
-
-fn short<'a, 'b>(group: &'b mut Group<'a>) -> &'b mut Group<'a> {
-    group
-        .sampling_mode(SamplingMode::Flat)
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(50))
-        .measurement_time(Duration::from_millis(200))
+/// Name, C, heads, FFN channels, texts (half anchors, half partners): steps of about 200, 1,056 and
+/// 4,224 tokens.
+fn shapes() -> Vec<(&'static str, usize, usize, usize, usize)> {
+    let sizes = [
+        ("tiny", 64, 4, 128),
+        ("base", 768, 12, 3072),
+        ("large", 1024, 16, 4096),
+    ];
+    let (sizes, texts) = match once() {
+        true => (&sizes[..1], &[4][..]),
+        false => (&sizes[..], &[10, 56, 222][..]),
+    };
+    let of = |(name, c, heads, ffn): &(_, _, _, _)| {
+        let shape = |n: &usize| (*name, *c, *heads, *ffn, *n);
+        texts.iter().map(shape).collect::<Vec<_>>()
+    };
+    sizes.iter().flat_map(of).collect()
 }
 
 fn embedding(c: &mut Criterion) {
-    for (size, hidden, _, _, texts) in SHAPES {
+    for (size, hidden, _, _, texts) in shapes() {
         let mut rig = Rig::new(texts);
         let tables = Tables {
             word: rig.weight("word", &[VOCAB, hidden]),
@@ -198,13 +62,13 @@ fn embedding(c: &mut Criterion) {
         };
         let out = Embedding::push(&mut rig.graph, "out", tables, 1e-5, None);
         rig.seed(out);
-        nodes(c, "embedding", size, rig, None);
+        rig.bench(c, "embedding", size);
     }
 }
 
 /// A soft prompt of four vectors, the embeddings being frozen.
 fn prompt(c: &mut Criterion) {
-    for (size, hidden, _, _, texts) in SHAPES {
+    for (size, hidden, _, _, texts) in shapes() {
         let mut rig = Rig::with_prompt(texts, 4);
         let tables = Tables {
             word: rig.weight("word", &[VOCAB, hidden]),
@@ -216,13 +80,13 @@ fn prompt(c: &mut Criterion) {
         };
         let out = Embedding::push(&mut rig.graph, "out", tables, 1e-5, None);
         rig.seed(out);
-        nodes(c, "prompt", size, rig, None);
+        rig.bench(c, "prompt", size);
     }
 }
 
 /// Query, key and value with LoRA, and both layers of the feed-forward network.
 fn linear(c: &mut Criterion) {
-    for (size, hidden, _, ffn, texts) in SHAPES {
+    for (size, hidden, _, ffn, texts) in shapes() {
         for (what, parts, k, oc) in [
             ("qkv", 3, hidden, hidden),
             ("up", 1, hidden, ffn),
@@ -245,30 +109,23 @@ fn linear(c: &mut Criterion) {
             let inp = (x, Rows::Tokens);
             let out = Linear::push(&mut rig.graph, "out", inp, &layers, what == "up");
             rig.seed(out);
-            let flops = 2 * rig.batch.tokens() * parts * k * oc;
-            nodes(
-                c,
-                "linear",
-                &format!("{size}-{what}"),
-                rig,
-                Some(flops as u64),
-            );
+            rig.bench(c, "linear", &format!("{size}-{what}"));
         }
     }
 }
 
 fn attention(c: &mut Criterion) {
-    for (size, hidden, heads, _, texts) in SHAPES {
+    for (size, hidden, heads, _, texts) in shapes() {
         let mut rig = Rig::new(texts);
         let qkv = rig.input("qkv", Dim::Tokens, 3 * hidden);
         let out = Attention::push(&mut rig.graph, "out", qkv, heads, None);
         rig.seed(out);
-        nodes(c, "attention", size, rig, None);
+        rig.bench(c, "attention", size);
     }
 }
 
 fn layer_norm(c: &mut Criterion) {
-    for (size, hidden, _, _, texts) in SHAPES {
+    for (size, hidden, _, _, texts) in shapes() {
         for p in [0.0, 0.1] {
             let mut rig = Rig::new(texts);
             let inp = rig.input("inp", Dim::Tokens, hidden);
@@ -285,27 +142,27 @@ fn layer_norm(c: &mut Criterion) {
             } else {
                 size.to_string()
             };
-            nodes(c, "layer_norm", &name, rig, None);
+            rig.bench(c, "layer_norm", &name);
         }
     }
 }
 
 /// A bottleneck of 24 channels.
 fn activation(c: &mut Criterion) {
-    for (size, _, _, _, texts) in SHAPES {
+    for (size, _, _, _, texts) in shapes() {
         for (name, kind) in [("gelu_tanh", Kind::GeluTanh), ("relu", Kind::Relu)] {
             let mut rig = Rig::new(texts);
             let inp = rig.input("inp", Dim::Tokens, 24);
             let out = Activation::push(&mut rig.graph, "out", kind, inp);
             rig.seed(out);
-            nodes(c, "activation", &format!("{size}-{name}"), rig, None);
+            rig.bench(c, "activation", &format!("{size}-{name}"));
         }
     }
 }
 
 /// Both layers of a Compacter of reduction 16.
 fn phm(c: &mut Criterion) {
-    for (size, hidden, _, _, texts) in SHAPES {
+    for (size, hidden, _, _, texts) in shapes() {
         for (what, k, oc) in [("down", hidden, hidden / 16), ("up", hidden / 16, hidden)] {
             let mut rig = Rig::new(texts);
             let inp = rig.input("inp", Dim::Tokens, k);
@@ -317,70 +174,82 @@ fn phm(c: &mut Criterion) {
             };
             let out = Phm::push(&mut rig.graph, "out", inp, weights);
             rig.seed(out);
-            nodes(c, "phm", &format!("{size}-{what}"), rig, None);
+            rig.bench(c, "phm", &format!("{size}-{what}"));
         }
     }
 }
 
 fn pool(c: &mut Criterion) {
-    for (size, hidden, _, _, texts) in SHAPES {
+    for (size, hidden, _, _, texts) in shapes() {
         let mut rig = Rig::new(texts);
         let inp = rig.input("inp", Dim::Tokens, hidden);
         let out = Pool::push(&mut rig.graph, "out", inp);
         rig.seed(out);
-        nodes(c, "pool", size, rig, None);
+        rig.bench(c, "pool", size);
     }
 }
 
 /// The objective, over features of 768 channels.
 fn losses(c: &mut Criterion) {
-    for texts in [10, 64, 512] {
+    let sizes: &[usize] = if once() { &[10] } else { &[10, 64, 512] };
+    for texts in sizes.iter().copied() {
         let shape = format!("S{texts}");
         let mut rig = Rig::new(texts);
         let text = rig.input("text", Dim::Seqs, 768);
         let out = L2Norm::push(&mut rig.graph, "out", text, Rows::Seqs);
         rig.seed(out);
-        nodes(c, "l2_norm", &shape, rig, None);
+        rig.bench(c, "l2_norm", &shape);
 
         let mut rig = Rig::new(texts);
         let text = rig.input("text", Dim::Seqs, 768);
         Mse::push(&mut rig.graph, "loss", text);
-        nodes(c, "mse", &shape, rig, None);
+        rig.bench(c, "mse", &shape);
 
         let mut rig = Rig::new(texts);
         let text = rig.input("text", Dim::Seqs, 768);
-        let image = rig.frozen("image", vec![Dim::Items, Dim::N(768)]);
+        let image = rig.given("image", vec![Dim::Items, Dim::N(768)]);
         Contrastive::push(&mut rig.graph, "loss", Pair::ImageAnchor, image, text);
-        nodes(c, "contrastive", &shape, rig, None);
+        rig.bench(c, "contrastive", &shape);
     }
 }
 
 fn adam(c: &mut Criterion) {
-    for (name, n) in [("lora", 331_776), ("full", 7_077_888)] {
+    let sizes = [("lora", 331_776), ("full", 7_077_888)];
+    for (name, n) in if once() {
+        [("tiny", 4096), ("odd", 999)]
+    } else {
+        sizes
+    } {
         let mut rig = Rig::new(10);
         let weight = rig.trainable("weight", &[n]);
         let grad = rig.graph.get(weight).shape.clone();
         rig.graph.value("d.weight", grad, Role::Grad);
         let norm = GradNorm::push(&mut rig.graph, "norm");
         rig.graph.nodes.push(AdamStep { norm }.into());
-        nodes(c, "adam", name, rig, None);
+        rig.bench(c, "adam", name);
     }
 }
 
-/// NT is a forward product, NN a gradient of the input, TN one of a weight.
+/// NT is a forward product, NN a gradient of the input, TN one of a weight. The CPU's alone: on a
+/// device products are `linear`'s.
 fn products(c: &mut Criterion) {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build();
-    let pool = pool.expect("threads");
+    if Place::open().is_device() {
+        return;
+    }
+    let pool = pool(THREADS);
     let mut group = c.benchmark_group("gemm");
-    for (m, n, k) in [
+    let sizes = [
         (200, 64, 128),
         (200, 768, 768),
         (1056, 768, 768),
         (1056, 3072, 768),
         (4224, 768, 3072),
         (1056, 1024, 4096),
-    ] {
-        let (a, b) = (vec![0.5; m * k], vec![0.25; n * k]);
+    ];
+    let sizes = if once() { &sizes[..1] } else { &sizes[..] };
+    for &(m, n, k) in sizes {
+        let random = |name, len| Stream::named(1, name).uniform(len, 1.0);
+        let (a, b) = (random("a", m * k), random("b", n * k));
         let mut out = vec![0f32; m * n];
         for layout in ["NT", "NN", "TN"] {
             let a = match layout {
@@ -391,17 +260,31 @@ fn products(c: &mut Criterion) {
                 "NT" => Mat::rows(&b, k).t(),
                 _ => Mat::rows(&b, n),
             };
-            short(&mut group).throughput(Throughput::Elements(2 * (m * n * k) as u64));
-            group.bench_function(format!("{layout}/{m}x{n}x{k}"), |bench| {
-                bench.iter(|| {
-                    pool.install(|| {
-                        let dest = Dest {
-                            data: &mut out,
-                            ld: n,
-                        };
-                        let segment = [Segment { a, b, k }];
-                        gemm(dest, None, (m, n), &segment, Start::Zero, |_, _, _, _| {});
-                    });
+            let cost = Cost {
+                read: 4.0 * (m * k + n * k) as f64,
+                written: 4.0 * (m * n) as f64,
+                flops: 2.0 * m as f64 * n as f64 * k as f64,
+            };
+            short(&mut group).throughput(Throughput::ElementsAndBytes {
+                elements: cost.flops as u64,
+                bytes: cost.bytes() as u64,
+            });
+            let name = format!("{layout}/{m}x{n}x{k}");
+            group.bench_function(&name, |bench| {
+                let mut run = || {
+                    let dest = Dest {
+                        data: &mut out,
+                        ld: n,
+                    };
+                    let segment = [Segment { a, b, k }];
+                    gemm(dest, None, (m, n), &segment, Start::Zero, |_, _, _, _| {});
+                };
+                bench.iter_custom(|times| {
+                    let start = Instant::now();
+                    pool.install(|| (0..times).for_each(|_| run()));
+                    let time = start.elapsed();
+                    note(&format!("gemm/{name}"), &cost, time, times);
+                    time
                 });
             });
         }
@@ -409,8 +292,20 @@ fn products(c: &mut Criterion) {
     group.finish();
 }
 
+/// Gradients of a value that two ops read.
+fn add(c: &mut Criterion) {
+    for (size, hidden, _, _, texts) in shapes() {
+        let mut rig = Rig::new(texts);
+        let rows = || vec![Dim::Tokens, Dim::N(hidden)];
+        let (a, b) = (rig.given("a", rows()), rig.given("b", rows()));
+        let out = rig.graph.value("out", rows(), Role::Temp);
+        rig.graph.nodes.push(Add { a, b, out }.into());
+        rig.bench(c, "add", size);
+    }
+}
+
 criterion_group!(
-    benches, products, linear, attention, layer_norm, activation, phm, embedding, prompt, pool,
-    losses, adam
+    benches, products, linear, attention, layer_norm, activation, phm, add, embedding, prompt,
+    pool, losses, adam, shares
 );
 criterion_main!(benches);

@@ -1,49 +1,66 @@
 //! Whole training steps and encoding, tokens a second: `cargo bench --bench step`.
 //!
-//! `examples/bench_step.rs` prints the same as JSON, with memory and CPU seconds.
+//! On a GPU, captured and replayed as in training: `CROSSTUNE_TEST_DEVICE=cuda:0 cargo bench --features
+//! cuda --bench step`. Without `--bench` (`cargo test --bench step`) each runs once, on the tiny tower.
+//! `examples/bench_step.rs` prints the CPU's as JSON, with memory and CPU seconds.
 
 mod common;
 
-use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::place::{Place, once};
+use common::rig::{note, shares};
 use common::{Run, SIZES, config};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
-const THREADS: usize = 2;
-
-/// One member's step: the size, and the items that keep a run within seconds.
-fn items(size: &str) -> usize {
-    match size {
-        "tiny" => 32,
-        "base" => 16,
-        _ => 5,
+/// Items of a step: about 200, 1,056 and 4,224 tokens, as far as a CPU makes them within seconds.
+fn items(size: &str, place: &Place) -> &'static [usize] {
+    match (size, place.is_device()) {
+        _ if once() => &[2],
+        ("large", false) => &[5],
+        ("base", false) => &[5, 28],
+        _ => &[5, 28, 111],
     }
 }
 
 fn steps(c: &mut Criterion) {
+    let sizes = if once() { &SIZES[..1] } else { &SIZES[..] };
     for task in ["train", "encode"] {
         let mut group = c.benchmark_group(task);
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
         group.warm_up_time(Duration::from_millis(100));
         group.measurement_time(Duration::from_secs(2));
-        for size in SIZES {
+        for size in sizes {
             let config = config(size).expect("a size");
-            let n = items(size);
-            let mut run = match task {
-                "train" => Run::train(&config, n, THREADS, 0.0),
-                _ => Run::encode(&config, n, n, THREADS),
-            };
-            // One batch, so that every step has the same tokens.
-            run.batches.truncate(1);
-            group.throughput(Throughput::Elements(run.batches[0].tokens() as u64));
-            group.bench_function(format!("{size}/items{n}"), |b| {
-                b.iter(|| black_box(run.step()))
-            });
+            for n in items(size, &Place::open()) {
+                let name = format!("{size}/items{n}");
+                // A device's memory is one run's at a time.
+                let place = Place::open();
+                let mut run = match task {
+                    "train" => Run::train(&config, *n, &place),
+                    _ => Run::encode(&config, *n, *n, (&place, common::place::THREADS)),
+                };
+                // One batch, so that every step has the same tokens.
+                run.batches.truncate(1);
+                let (cost, tokens) = (run.cost(&place), run.batches[0].tokens());
+                group.throughput(Throughput::Elements(tokens as u64));
+                group.bench_function(&name, |b| {
+                    b.iter_custom(|times| {
+                        let start = Instant::now();
+                        for _ in 0..times {
+                            run.step();
+                        }
+                        run.wait();
+                        let time = start.elapsed();
+                        note(&format!("{task}/{name}/T{tokens}"), &cost, time, times);
+                        time
+                    })
+                });
+            }
         }
         group.finish();
     }
 }
 
-criterion_group!(benches, steps);
+criterion_group!(benches, steps, shares);
 criterion_main!(benches);

@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release --example bench_step -- train --size base --batch 32 --steps 5 --threads 2`
 //!
-//! `--profile` adds a table of seconds by op on standard error.
+//! `--profile` adds a table of seconds by op on standard error. `CROSSTUNE_TEST_DEVICE=cuda:0`, with
+//! feature `cuda`, runs it on a GPU.
 
 #[path = "../benches/common/mod.rs"]
 mod common;
@@ -13,8 +14,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
+use common::place::Place;
 use common::{Run, config};
 use crosstune::adapter::Adapter;
+use crosstune::exec::Told;
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Task {
@@ -114,9 +117,11 @@ fn main() {
         std::process::exit(2);
     };
     let who = (&adapter, args.members.max(1));
+    let home = Place::open();
+    let place = (&home, args.threads);
     let mut run = match args.task {
-        Task::Train => Run::train_as(&c, who, args.batch, args.threads, args.dropout),
-        Task::Encode => Run::encode(&c, args.captions, args.batch, args.threads),
+        Task::Train => Run::train_as(&c, who, args.batch, place, args.dropout),
+        Task::Encode => Run::encode(&c, args.captions, args.batch, place),
     };
     let batches = match args.task {
         Task::Train => 1,
@@ -128,18 +133,25 @@ fn main() {
     let profile = Profile::default();
     let table = profile.clone();
     let mut is_forward = true;
-    run.exec.observe(move |op, time| {
+    let graph = run.graph.clone();
+    let observer = Box::new(move |told: Told<'_>| {
+        let Told::Ran(ran) = told else { return };
+        let op = &graph.nodes[ran.node];
         let mut table = table.lock().expect("no panic holds it");
         // The first gradient node ends the forward pass, the first node of a step begins it.
         is_forward = op.name() == "ZeroGrads" || is_forward && !op.name().ends_with("Grad");
         let row = table.entry((op.name(), is_forward)).or_default();
-        *row = (row.0 + 1, row.1 + time);
+        *row = (row.0 + 1, row.1 + ran.time);
     });
+    // A device that is watched does not replay captured steps.
+    if !home.is_device() || args.profile {
+        run.exec.observe(observer);
+    }
     let samples: Vec<Sample> = (0..args.steps.max(1))
         .map(|_| sample(&mut run, batches))
         .collect();
     report(
-        &args,
+        (&args, &home),
         &run,
         &samples,
         tower_seconds(&profile, samples.len()),
@@ -152,6 +164,7 @@ fn main() {
 fn sample(run: &mut Run, batches: usize) -> Sample {
     let (start, cpu, busy) = (Instant::now(), cpu_seconds(), busy_seconds());
     let tokens = (0..batches).map(|_| run.step()).sum();
+    run.wait();
     let wall_s = start.elapsed().as_secs_f64();
     let cpu_s = cpu_seconds() - cpu;
     let foreign_cores = ((busy_seconds() - busy - cpu_s) / wall_s).max(0.0);
@@ -168,7 +181,12 @@ fn median(mut x: Vec<f64>) -> f64 {
     (x[(x.len() - 1) / 2] + x[x.len() / 2]) / 2.0
 }
 
-fn report(args: &Args, run: &Run, samples: &[Sample], [forward_s, rest_s]: [f64; 2]) {
+fn report(
+    (args, home): (&Args, &Place),
+    run: &Run,
+    samples: &[Sample],
+    [forward_s, rest_s]: [f64; 2],
+) {
     let of = |f: fn(&Sample) -> f64| samples.iter().map(f).collect::<Vec<f64>>();
     let wall = of(|s| s.wall_s);
     let quiet: Vec<f64> = samples
@@ -179,6 +197,7 @@ fn report(args: &Args, run: &Run, samples: &[Sample], [forward_s, rest_s]: [f64;
     let tokens = median(of(|s| s.tokens as f64));
     let round = |x: f64| (x * 1e4).round() / 1e4;
     let line = serde_json::json!({
+        "device": home.name(),
         "task": if args.task == Task::Train { "train" } else { "encode" },
         "size": args.size,
         "batch": args.batch,

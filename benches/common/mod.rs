@@ -3,20 +3,24 @@
 
 #![allow(dead_code)] // each bench uses its own part
 
+pub mod place;
+pub mod rig;
+
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crosstune::adapter::{Adapter, initial};
-use crosstune::exec::cpu::CpuExecutor;
 use crosstune::exec::state::TrainState;
 use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep};
+use crosstune::graph::cost::{Cost, Counter, Work};
 use crosstune::graph::{Bucket, Graph, Role, ValueId};
 use crosstune::model::text::DropoutRates;
 use crosstune::ops::philox::Stream;
 use crosstune::text::pack::{Batch, MemberTexts, Text};
 use crosstune::train::program::{EncodeProgram, TrainProgram};
 use crosstune::weights::config::{Encoder, TextConfig};
+use place::{Place, THREADS, pool};
 use rayon::prelude::*;
 
 /// Sizes by name: the goldens' tower, XLM-R base, XLM-R large.
@@ -153,7 +157,9 @@ fn random_state(graph: &Graph, members: usize) -> TrainState {
 /// A graph bound to random weights, and the batches that it runs over in turn.
 pub struct Run {
     /// The executor.
-    pub exec: CpuExecutor,
+    pub exec: Box<dyn Executor + Send>,
+    /// What it runs.
+    pub graph: Arc<Graph>,
     /// Packed batches.
     pub batches: Vec<Batch>,
     state: TrainState,
@@ -163,8 +169,8 @@ pub struct Run {
 
 impl Run {
     /// Training with method1/mse and LoRA of rank 8: two texts an item, 8 batches.
-    pub fn train(c: &TextConfig, batch: usize, threads: usize, dropout: f32) -> Run {
-        Run::train_as(c, (&Adapter::lora(8), 1), batch, threads, dropout)
+    pub fn train(c: &TextConfig, batch: usize, place: &Place) -> Run {
+        Run::train_as(c, (&Adapter::lora(8), 1), batch, (place, THREADS), 0.0)
     }
 
     /// The same with another adapter, by `members` that share the items of a batch.
@@ -172,7 +178,7 @@ impl Run {
         c: &TextConfig,
         (adapter, members): (&Adapter, usize),
         batch: usize,
-        threads: usize,
+        (place, threads): (&Place, usize),
         dropout: f32,
     ) -> Run {
         let rates = DropoutRates {
@@ -198,11 +204,16 @@ impl Run {
                 Stream::named(b as u64, "images").normal((end - b * batch) * c.embed_dim, 1.0);
             Batch::pack(&all, adapter.layout(c), images)
         });
-        Run::new(program.graph, batches.collect(), threads)
+        Run::new(program.graph, batches.collect(), place, threads)
     }
 
     /// Encoding the first captions of `test.de`, `batch` of them at a time.
-    pub fn encode(c: &TextConfig, captions: usize, batch: usize, threads: usize) -> Run {
+    pub fn encode(
+        c: &TextConfig,
+        captions: usize,
+        batch: usize,
+        (place, threads): (&Place, usize),
+    ) -> Run {
         let graph = EncodeProgram::new(c, true, &Adapter::lora(8)).graph;
         let all = lengths("test.de");
         let rows = random_texts(&all[..captions.min(all.len())], c.vocab, "test.de");
@@ -213,18 +224,15 @@ impl Run {
             };
             Batch::pack(&[member], Adapter::default().layout(c), vec![])
         });
-        Run::new(graph, batches.collect(), threads)
+        Run::new(graph, batches.collect(), place, threads)
     }
 
-    fn new(graph: Arc<Graph>, batches: Vec<Batch>, threads: usize) -> Run {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .expect("threads");
-        let frozen = Arc::new(random_frozen(&graph));
+    fn new(graph: Arc<Graph>, batches: Vec<Batch>, place: &Place, threads: usize) -> Run {
+        let frozen = random_frozen(&graph);
         let members = batches.first().map_or(1, |b| b.members.len());
         let state = random_state(&graph, members);
-        let exec = CpuExecutor::new(graph, frozen, &state, Arc::new(pool));
+        let mut exec = place.executor(&graph, &frozen, &state, pool(threads));
+        exec.load(&state).expect("loaded");
         let weights = LossWeights {
             image_anchor: 1.0,
             mse: 0.1,
@@ -236,6 +244,7 @@ impl Run {
         };
         Run {
             exec,
+            graph,
             batches,
             state,
             members: vec![member; members],
@@ -253,6 +262,20 @@ impl Run {
         let ran = self.exec.run(&mut self.state, batch, &self.members);
         ran.expect("a step");
         batch.tokens()
+    }
+
+    /// Waits for what a device has not done yet.
+    pub fn wait(&self) {
+        let outputs = self.graph.with_role(Role::Output);
+        if let Some(last) = outputs.last() {
+            self.exec.output(last).expect("an output");
+        }
+    }
+
+    /// What a step of the first batch costs at least.
+    pub fn cost(&self, place: &Place) -> Cost {
+        let work = Work::of(&self.batches[0], &self.members);
+        Counter::new(&self.graph, place.numbers()).nodes(&self.graph.nodes, &work)
     }
 
     /// Trainable parameters.
