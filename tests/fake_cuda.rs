@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use crosstune::cuda::gpu::GpuDriver;
-use crosstune::cuda::{Arg, DevicePtr, Driver, DriverError, Geometry, KernelFile};
+use crosstune::cuda::{Arg, DevicePtr, Driver, DriverError, EventId, Geometry, KernelFile};
 
 /// A fat binary by its header: 16 bytes long, nothing after it.
 static FATBIN: [u8; 16] = [0x50, 0xED, 0x55, 0xBA, 1, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -162,6 +162,16 @@ fn copies(driver: &GpuDriver) {
     assert!(why(driver.fill(end, 0, 1)).contains("lie in no allocation"));
     let refused = why(driver.fill(memory, 0, usize::MAX));
     assert!(refused.contains("lie in no allocation"), "{refused}");
+    driver.fill(memory, 7, 256).expect("filled");
+    let second = memory.offset(256);
+    driver.copy(second, memory, 256).expect("copied");
+    let mut bytes = [0; 256];
+    driver.copy_out(second, &mut bytes).expect("copied out");
+    assert_eq!(bytes, [7; 256]);
+    driver.copy(second, memory, 0).expect("nothing is fine");
+    for (to, from) in [(memory, end), (end, memory)] {
+        assert!(why(driver.copy(to, from, 1)).contains("lie in no allocation"));
+    }
     assert!(why(driver.free(memory.offset(256))).contains("not the start"));
     driver.free(memory).expect("freed");
     assert!(why(driver.free(memory)).contains("not the start"));
@@ -179,6 +189,8 @@ fn kernels(driver: &GpuDriver) {
     driver.launch(kernel, GEOMETRY, &args).expect("launched");
     let to = driver.record().expect("recorded");
     assert_eq!(driver.elapsed_ms(from, to).expect("timed"), 1.5);
+    driver.record_again(from).expect("moved");
+    assert!(why(driver.record_again(EventId(99))).contains("an event of another driver"));
     assert_eq!(floats(driver, out, 16), [2.5; 16]);
 
     // More than 48 KiB has to be asked for; more than there is can't be had.

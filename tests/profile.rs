@@ -57,6 +57,7 @@ fn check(world: &World, folder: &str) -> Value {
         }
     }
     let ceilings = &report["ceilings"];
+    assert!(ceilings.is_object(), "{}", report["notes"]);
     assert!(number(&ceilings["copy"]) > 0.0 && number(&ceilings["product"]) > 0.0);
     let trace = json(world, &format!("{folder}/trace.json"));
     let events = trace["traceEvents"].as_array().expect("events");

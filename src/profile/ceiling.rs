@@ -211,7 +211,7 @@ mod on_device {
         let bucket = Bucket {
             tokens: n,
             seqs: n / TEXT,
-            items: 1,
+            items: n / TEXT,
             members: 1,
         };
         let step = StepBuffer::new(room.alloc(StepBuffer::bytes(&bucket))?, bucket, TEXT);

@@ -167,12 +167,15 @@ impl World {
         all
     }
 
-    /// A command that runs the program in this world.
+    /// A command that runs the program in this world: that of this build, or `CROSSTUNE_BIN` where
+    /// the test was carried to another machine.
     pub fn command<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
     ) -> std::process::Command {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_crosstune"));
+        let carried = std::env::var_os("CROSSTUNE_BIN");
+        let program = carried.unwrap_or_else(|| env!("CARGO_BIN_EXE_crosstune").into());
+        let mut command = std::process::Command::new(program);
         command.args(args).current_dir(self.dir.path());
         command
     }

@@ -110,6 +110,11 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, char *from, size_t n, void *s) {
     }
     return OK;
 }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void *s) {
+    need(); CHECK(n > 0 && s == &stream);
+    push((Op){'c', (char *)to, (char *)from, n, 0, 0});
+    return OK;
+}
 int cuMemcpyDtoHAsync_v2(char *to, uint64_t from, size_t n, void *s) {
     need(); CHECK(s == &stream && !capturing);
     push((Op){'c', to, (char *)from, n, 0, 0});
