@@ -9,7 +9,7 @@ mod common;
 
 use std::time::Instant;
 
-use common::place::{Place, THREADS, once, pool};
+use common::place::{Place, THREADS, once, threads};
 use common::rig::{Rig, VOCAB, note, shares, short};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crosstune::graph::cost::Cost;
@@ -236,7 +236,7 @@ fn products(c: &mut Criterion) {
     if Place::open().is_device() {
         return;
     }
-    let pool = pool(THREADS);
+    let pool = threads(THREADS);
     let mut group = c.benchmark_group("gemm");
     let sizes = [
         (200, 64, 128),

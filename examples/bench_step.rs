@@ -3,21 +3,22 @@
 //!
 //! `cargo run --release --example bench_step -- train --size base --batch 32 --steps 5 --threads 2`
 //!
-//! `--profile` adds a table of seconds by op on standard error. `CROSSTUNE_TEST_DEVICE=cuda:0`, with
-//! feature `cuda`, runs it on a GPU.
+//! `--profile DIR` writes where the time went. `CROSSTUNE_TEST_DEVICE=cuda:0`, with feature `cuda`, runs it
+//! on a GPU.
 
 #[path = "../benches/common/mod.rs"]
 mod common;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use common::place::Place;
 use common::{Run, config};
 use crosstune::adapter::Adapter;
-use crosstune::exec::Told;
+use crosstune::error::Error;
+use crosstune::profile::report::Report;
+use crosstune::profile::{Phase, Profiler};
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Task {
@@ -54,9 +55,9 @@ struct Args {
     /// Members that share the items of a step.
     #[arg(long, default_value_t = 1)]
     members: usize,
-    /// Seconds by op.
-    #[arg(long)]
-    profile: bool,
+    /// Where a profile of the timed runs goes: time by op, as `crosstune train --profile` writes it.
+    #[arg(long, value_name = "DIR")]
+    profile: Option<PathBuf>,
 }
 
 /// What one method trains.
@@ -81,25 +82,14 @@ struct Sample {
     tokens: usize,
 }
 
-/// Nodes and time by op, and by whether it ran in the forward pass.
-type Profile = Arc<Mutex<BTreeMap<(&'static str, bool), (usize, Duration)>>>;
-
 /// Mean seconds of the forward pass and of the rest, without optimiser and embeddings.
-fn tower_seconds(profile: &Profile, runs: usize) -> [f64; 2] {
-    const APART: [&str; 5] = [
-        "ZeroGrads",
-        "GradNorm",
-        "AdamStep",
-        "Embedding",
-        "EmbeddingGrad",
-    ];
-    let table = profile.lock().expect("no panic holds it");
-    let sum = |forward: bool| -> f64 {
-        let rows = table.iter();
-        let rows = rows.filter(|((op, f), _)| *f == forward && !APART.contains(op));
-        rows.map(|(_, (_, time))| time.as_secs_f64()).sum()
+fn tower_seconds(report: &Report, runs: usize) -> [f64; 2] {
+    let sum = |phase: Phase| -> f64 {
+        let lines = report.ops.iter().filter(|l| l.phase == phase);
+        let tower = lines.filter(|l| !l.op.is_some_and(|op| op.starts_with("Embedding")));
+        tower.map(|l| l.seconds).sum()
     };
-    [true, false].map(|forward| sum(forward) / runs as f64)
+    [Phase::Forward, Phase::Backward].map(|phase| sum(phase) / runs as f64)
 }
 
 fn main() {
@@ -130,34 +120,24 @@ fn main() {
     for _ in 0..args.warmup {
         run.step();
     }
-    let profile = Profile::default();
-    let table = profile.clone();
-    let mut is_forward = true;
-    let graph = run.graph.clone();
-    let observer = Box::new(move |told: Told<'_>| {
-        let Told::Ran(ran) = told else { return };
-        let op = &graph.nodes[ran.node];
-        let mut table = table.lock().expect("no panic holds it");
-        // The first gradient node ends the forward pass, the first node of a step begins it.
-        is_forward = op.name() == "ZeroGrads" || is_forward && !op.name().ends_with("Grad");
-        let row = table.entry((op.name(), is_forward)).or_default();
-        *row = (row.0 + 1, row.1 + ran.time);
-    });
+    let profiler = Profiler::new(home.numbers());
     // A device that is watched does not replay captured steps.
-    if !home.is_device() || args.profile {
-        run.exec.observe(observer);
+    if !home.is_device() || args.profile.is_some() {
+        run.exec.observe(profiler.observer(&run.graph));
     }
     let samples: Vec<Sample> = (0..args.steps.max(1))
         .map(|_| sample(&mut run, batches))
         .collect();
-    report(
-        (&args, &home),
-        &run,
-        &samples,
-        tower_seconds(&profile, samples.len()),
-    );
-    if args.profile {
-        print_profile(&profile, samples.len());
+    let profile = |ceilings| profiler.report(home.describe(args.threads), ceilings);
+    let tower = match args.task {
+        Task::Train => tower_seconds(&profile(Err(Error::Cancelled)), samples.len()),
+        Task::Encode => [f64::NAN; 2],
+    };
+    report((&args, &home), &run, &samples, tower);
+    if let Some(folder) = &args.profile {
+        let profile = profile(Ok(home.ceilings(args.threads)));
+        profiler.save(&profile, folder).expect("written");
+        eprint!("{}", profile.table());
     }
 }
 
@@ -223,21 +203,6 @@ fn report(
         "peak_rss_gib": round(peak_rss_gib()),
     });
     println!("{line}");
-}
-
-fn print_profile(profile: &Profile, runs: usize) {
-    let table = profile.lock().expect("no panic holds it");
-    let mut rows: Vec<_> = table.iter().collect();
-    rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
-    let total: Duration = rows.iter().map(|(_, (_, time))| *time).sum();
-    for ((name, _), (nodes, time)) in rows {
-        eprintln!(
-            "{name:16} {:5} nodes {:10.3} ms {:5.1} %",
-            nodes / runs,
-            time.as_secs_f64() * 1e3 / runs as f64,
-            100.0 * time.as_secs_f64() / total.as_secs_f64()
-        );
-    }
 }
 
 /// Clock ticks a second of /proc, the same on every Linux.

@@ -20,7 +20,7 @@ use crosstune::ops::philox::Stream;
 use crosstune::text::pack::{Batch, MemberTexts, Text};
 use crosstune::train::program::{EncodeProgram, TrainProgram};
 use crosstune::weights::config::{Encoder, TextConfig};
-use place::{Place, THREADS, pool};
+use place::{Place, THREADS};
 use rayon::prelude::*;
 
 /// Sizes by name: the goldens' tower, XLM-R base, XLM-R large.
@@ -231,7 +231,7 @@ impl Run {
         let frozen = random_frozen(&graph);
         let members = batches.first().map_or(1, |b| b.members.len());
         let state = random_state(&graph, members);
-        let mut exec = place.executor(&graph, &frozen, &state, pool(threads));
+        let mut exec = place.executor(&graph, &frozen, &state, place::threads(threads));
         exec.load(&state).expect("loaded");
         let weights = LossWeights {
             image_anchor: 1.0,

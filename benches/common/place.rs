@@ -8,6 +8,8 @@ use crosstune::exec::cpu::CpuExecutor;
 use crosstune::exec::state::TrainState;
 use crosstune::graph::Graph;
 use crosstune::graph::cost::Numbers;
+use crosstune::profile::ceiling::{self, Ceilings};
+use crosstune::profile::report::Place as Described;
 
 #[cfg(feature = "cuda")]
 pub use on_device::OnDevice;
@@ -33,8 +35,8 @@ fn asked() -> Option<String> {
 }
 
 /// A pool of threads.
-pub fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+pub fn threads(n: usize) -> Arc<rayon::ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(n);
     Arc::new(builder.build().expect("threads"))
 }
 
@@ -53,9 +55,27 @@ impl Place {
     /// For people.
     pub fn name(&self) -> String {
         match self {
-            Place::Cpu => format!("the CPU, {THREADS} threads"),
+            Place::Cpu => "CPU".into(),
             #[cfg(feature = "cuda")]
             Place::Device(device) => device.name(),
+        }
+    }
+
+    /// As a profile names it.
+    pub fn describe(&self, threads: usize) -> Described {
+        Described {
+            device: self.name(),
+            threads,
+            virtual_machine: asked().as_deref() == Some("vm"),
+        }
+    }
+
+    /// What it can at most.
+    pub fn ceilings(&self, n_threads: usize) -> Ceilings {
+        match self {
+            Place::Cpu => ceiling::of_pool(&threads(n_threads)),
+            #[cfg(feature = "cuda")]
+            Place::Device(device) => ceiling::of_device(device).expect("ceilings"),
         }
     }
 

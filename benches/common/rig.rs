@@ -18,10 +18,9 @@ use crosstune::graph::backward::backward_from;
 use crosstune::graph::cost::{Cost, Counter, Work};
 use crosstune::graph::{Dim, Graph, Role, ValueId};
 use crosstune::ops::philox::Stream;
-use crosstune::profile::ceiling;
 use crosstune::text::pack::{Batch, Layout, MemberTexts};
 
-use super::place::{Place, THREADS, pool};
+use super::place::{Place, THREADS, threads};
 
 /// Ids of the vocabulary.
 pub const VOCAB: usize = 1000;
@@ -176,14 +175,14 @@ impl Runs {
     fn new(rig: &Rig, range: &Range<usize>) -> Runs {
         let graph = Arc::new(rig.graph.clone());
         let spent = Arc::new(AtomicU64::new(0));
-        let threads = pool(THREADS);
+        let pool = threads(THREADS);
         let exec = |_| {
             let mut state = TrainState::new(&graph, 1);
             let n = state.values.len();
             state.values = Stream::named(2, "trainable").uniform(n, 0.1);
             let mut exec = rig
                 .place
-                .executor(&graph, &rig.frozen, &state, threads.clone());
+                .executor(&graph, &rig.frozen, &state, pool.clone());
             exec.load(&state).expect("loaded");
             let (total, range) = (spent.clone(), range.clone());
             exec.observe(Box::new(move |told| match told {
@@ -277,11 +276,7 @@ pub fn shares(_: &mut Criterion) {
         return;
     }
     let place = Place::open();
-    let ceilings = match &place {
-        Place::Cpu => ceiling::of_pool(&pool(THREADS)),
-        #[cfg(feature = "cuda")]
-        Place::Device(device) => ceiling::of_device(device).expect("ceilings"),
-    };
+    let ceilings = place.ceilings(THREADS);
     println!(
         "\non {}; ceilings: {:.1} GB/s (a copy of {} MiB), {:.1} GFLOP/s (a product of {} cubed)\n\
          {:44} {:>10} {:>8} {:>9}  of ceiling",
