@@ -22,6 +22,8 @@ pub struct Counts {
     pub global_write_bytes: u64,
     /// Sectors of 32 bytes that the requests touched.
     pub sectors_moved: u64,
+    /// Of these, sectors that requests of 16 bytes a lane touched.
+    pub vector_sectors_moved: u64,
     /// Sectors that the same bytes would fill side by side.
     pub sectors_needed: u64,
     /// Requests of a warp to shared memory.
@@ -41,6 +43,7 @@ impl AddAssign for Counts {
         self.global_read_bytes += o.global_read_bytes;
         self.global_write_bytes += o.global_write_bytes;
         self.sectors_moved += o.sectors_moved;
+        self.vector_sectors_moved += o.vector_sectors_moved;
         self.sectors_needed += o.sectors_needed;
         self.shared_requests += o.shared_requests;
         self.bank_conflicts += o.bank_conflicts;
@@ -48,9 +51,11 @@ impl AddAssign for Counts {
     }
 }
 
-/// What a launch counted.
+/// What a launch counted, or several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
+    /// How many launches.
+    pub launches: u64,
     /// Of the whole launch.
     pub total: Counts,
     /// By source line (of the innermost function).
@@ -59,6 +64,7 @@ pub struct Counters {
 
 impl AddAssign<&Counters> for Counters {
     fn add_assign(&mut self, other: &Counters) {
+        self.launches += other.launches;
         self.total += other.total;
         for (loc, counts) in &other.lines {
             *self.lines.entry(*loc).or_default() += *counts;
@@ -68,7 +74,10 @@ impl AddAssign<&Counters> for Counters {
 
 impl Counters {
     pub(crate) fn by_line(code: &[crate::ir::Inst], counts: &[Counts]) -> Counters {
-        let mut out = Counters::default();
+        let mut out = Counters {
+            launches: 1,
+            ..Counters::default()
+        };
         for (inst, c) in code.iter().zip(counts) {
             if c.instructions > 0 {
                 out.total += *c;

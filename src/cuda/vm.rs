@@ -1,10 +1,10 @@
 //! The PTX virtual machine as a [`Driver`].
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use ptxvm::{Counters, Launch, Machine, Program};
+use ptxvm::{Counters, Launch, Loc, Machine, Program};
 
 use super::{
     Arg, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile, KernelId, Result,
@@ -13,8 +13,10 @@ use super::{
 pub use ptxvm::Options as VmOptions;
 
 /// Runs kernels in the virtual machine. Launches run at once, so every fault shows at its launch.
+/// Clones are the same machine: one may be given away, and the other read the counters.
+#[derive(Clone)]
 pub struct VmDriver {
-    state: RefCell<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
@@ -45,7 +47,7 @@ impl VmDriver {
     /// A machine without memory in use.
     pub fn new(options: VmOptions) -> VmDriver {
         VmDriver {
-            state: RefCell::new(State {
+            state: Arc::new(Mutex::new(State {
                 machine: Machine::new(options),
                 replaced: HashMap::new(),
                 programs: HashMap::new(),
@@ -55,19 +57,34 @@ impl VmDriver {
                 graphs: vec![],
                 capture: None,
                 counters: BTreeMap::new(),
-            }),
+            })),
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in the machine leaves memory as it was at some instruction.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// By kernel, what all its launches since the last call counted.
     pub fn take_counters(&self) -> BTreeMap<String, Counters> {
-        std::mem::take(&mut self.state.borrow_mut().counters)
+        std::mem::take(&mut self.state().counters)
+    }
+
+    /// The file and line that a kernel's counters name.
+    pub fn place(&self, kernel: &str, loc: Loc) -> (String, u32) {
+        let state = self.state();
+        let known = state.kernels.iter().find(|(_, name)| name == kernel);
+        known.map_or_else(
+            || (String::new(), 0),
+            |(program, _)| state.loaded[*program].place(loc),
+        )
     }
 
     /// Runs this PTX wherever a kernel of the file `name` is asked for: an edited kernel is tried
     /// without a build. Only before the file's first use.
     pub fn replace(&self, name: &str, ptx: String) {
-        self.state.borrow_mut().replaced.insert(name.into(), ptx);
+        self.state().replaced.insert(name.into(), ptx);
     }
 }
 
@@ -139,19 +156,19 @@ impl Driver for VmDriver {
     }
 
     fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("alloc")?;
         Ok(DevicePtr(state.machine.alloc(bytes, label)))
     }
 
     fn free(&self, ptr: DevicePtr) -> Result<()> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("free")?;
         state.machine.free(ptr.0).map_err(|e| failed("free", &e))
     }
 
     fn copy_in(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("copy in")?;
         state
             .machine
@@ -160,7 +177,7 @@ impl Driver for VmDriver {
     }
 
     fn copy_out(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
-        let state = self.state.borrow();
+        let state = self.state();
         state.not_capturing("copy out")?;
         state
             .machine
@@ -169,21 +186,19 @@ impl Driver for VmDriver {
     }
 
     fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()> {
-        self.state
-            .borrow_mut()
-            .submit(Work::Fill(ptr, value, bytes))
+        self.state().submit(Work::Fill(ptr, value, bytes))
     }
 
     fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
-        self.state.borrow_mut().submit(Work::Copy(to, from, bytes))
+        self.state().submit(Work::Copy(to, from, bytes))
     }
 
     fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
-        self.state.borrow_mut().submit(Work::Forget(ptr, bytes))
+        self.state().submit(Work::Forget(ptr, bytes))
     }
 
     fn kernel(&self, file: &KernelFile, name: &str) -> Result<KernelId> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         let program = match state.programs.get(file.name) {
             Some(i) => *i,
             None => {
@@ -212,20 +227,19 @@ impl Driver for VmDriver {
     }
 
     fn launch(&self, kernel: KernelId, geometry: Geometry, args: &[Arg]) -> Result<()> {
-        self.state
-            .borrow_mut()
+        self.state()
             .submit(Work::Launch(kernel, geometry, args.to_vec()))
     }
 
     fn record(&self) -> Result<EventId> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("record")?;
         state.events.push(Instant::now());
         Ok(EventId(state.events.len() - 1))
     }
 
     fn record_again(&self, event: EventId) -> Result<()> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("record")?;
         match state.events.get_mut(event.0) {
             Some(at) => *at = Instant::now(),
@@ -235,7 +249,7 @@ impl Driver for VmDriver {
     }
 
     fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
-        let state = self.state.borrow();
+        let state = self.state();
         match (state.events.get(from.0), state.events.get(to.0)) {
             (Some(a), Some(b)) => Ok(b.saturating_duration_since(*a).as_secs_f32() * 1e3),
             _ => Err(failed("elapsed", &"an event of another driver")),
@@ -243,14 +257,14 @@ impl Driver for VmDriver {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("begin of a capture")?;
         state.capture = Some(vec![]);
         Ok(())
     }
 
     fn end_capture(&self) -> Result<GraphId> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         match state.capture.take() {
             Some(list) => {
                 state.graphs.push(list);
@@ -261,7 +275,7 @@ impl Driver for VmDriver {
     }
 
     fn replay(&self, graph: GraphId) -> Result<()> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         state.not_capturing("replay")?;
         let Some(list) = state.graphs.get(graph.0).cloned() else {
             return Err(failed("replay", &"a graph of another driver"));
@@ -270,6 +284,6 @@ impl Driver for VmDriver {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.state.borrow().not_capturing("synchronize")
+        self.state().not_capturing("synchronize")
     }
 }

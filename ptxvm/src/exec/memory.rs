@@ -246,6 +246,9 @@ impl Warp {
         let c = &mut block.counts[self.pc];
         c.global_requests += 1;
         c.sectors_moved += moved;
+        if bytes == 16 {
+            c.vector_sectors_moved += moved;
+        }
         c.sectors_needed += needed;
         c
     }
