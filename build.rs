@@ -20,6 +20,8 @@ const TARGETS: [(&str, &str); 3] = [
 /// What the virtual machine runs; -lineinfo lets it name source lines.
 const PTX_ARCH: &str = "compute_80";
 const FLAGS: [&str; 3] = ["-std=c++17", "-O3", "-lineinfo"];
+/// What reads machine code, beside nvcc or nowhere.
+const DISASSEMBLERS: [&str; 2] = ["cuobjdump", "nvdisasm"];
 /// Where scripts/cuda.sh puts nvcc.
 const WHEELS: &str = ".cuda/nvidia/cu13/bin/nvcc";
 /// What decides which compiler runs and how. PATH is not watched: it changes all the time.
@@ -32,6 +34,11 @@ const VARIABLES: [&str; 5] = [
 ];
 
 type Result<T> = std::result::Result<T, String>;
+
+// The library reads what this one writes; each uses a part.
+#[allow(dead_code)]
+#[path = "src/cuda/sass.rs"]
+mod sass;
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
@@ -76,6 +83,16 @@ fn build() -> Result<()> {
     if !failed.is_empty() {
         return Err(failed.join("; "));
     }
+    // Tests compile kernels made worse with the same compiler.
+    println!("cargo::rustc-env=CROSSTUNE_NVCC={}", nvcc.path.display());
+    let cuobjdump = nvcc
+        .cuobjdump
+        .as_ref()
+        .map(|c| c.path.display().to_string());
+    println!(
+        "cargo::rustc-env=CROSSTUNE_CUOBJDUMP={}",
+        cuobjdump.unwrap_or_default()
+    );
     write_index(&nvcc, &sources, &out_dir)
 }
 
@@ -86,6 +103,15 @@ struct Nvcc {
     release: String,
     /// What it says of itself; part of what the outputs depend on.
     identity: String,
+    /// What reads its machine code, where it was installed too.
+    cuobjdump: Option<Cuobjdump>,
+}
+
+/// The disassembler.
+struct Cuobjdump {
+    path: PathBuf,
+    /// Such as 13.2.
+    release: String,
 }
 
 impl Nvcc {
@@ -118,19 +144,52 @@ impl Nvcc {
 
     fn at(path: PathBuf) -> Result<Nvcc> {
         let shown = path.display();
-        let ran = Command::new(&path).arg("--version").output();
-        let ran = ran.map_err(|e| format!("{shown} cannot be run: {e}"))?;
-        let identity = String::from_utf8_lossy(&ran.stdout).into_owned();
-        let release = identity
-            .split_once("release ")
-            .and_then(|(_, rest)| rest.split_once(','))
-            .ok_or_else(|| format!("{shown} is not nvcc: `--version` gives no release"))?;
+        let (identity, release) = version(&path).map_err(|e| format!("{shown} {e}"))?;
+        let release =
+            release.ok_or_else(|| format!("{shown} is not nvcc: `--version` gives no release"))?;
         Ok(Nvcc {
-            release: release.0.into(),
+            cuobjdump: Cuobjdump::beside(&path)?,
+            release,
             path,
             identity,
         })
     }
+}
+
+impl Cuobjdump {
+    fn beside(nvcc: &Path) -> Result<Option<Cuobjdump>> {
+        let [path, reader] = DISASSEMBLERS.map(|name| nvcc.with_file_name(name));
+        if !path.is_file() || !reader.is_file() {
+            return Ok(None);
+        }
+        let (_, release) = version(&path).map_err(|e| format!("{} {e}", path.display()))?;
+        let release = release.unwrap_or_else(|| "unknown".into());
+        Ok(Some(Cuobjdump { path, release }))
+    }
+
+    /// The opcodes of a fat binary.
+    fn opcodes(&self, fatbin: &Path) -> Result<String> {
+        let ran = Command::new(&self.path).arg("-sass").arg(fatbin).output();
+        let shown = self.path.display();
+        let ran = ran.map_err(|e| format!("{shown}: {e}"))?;
+        let said = String::from_utf8_lossy(&ran.stdout);
+        let opcodes = sass::count(&said);
+        if !ran.status.success() || opcodes.is_empty() {
+            let error = String::from_utf8_lossy(&ran.stderr);
+            return Err(format!("{shown} -sass {}: {error}", fatbin.display()));
+        }
+        Ok(sass::to_text(&opcodes))
+    }
+}
+
+/// What a CUDA program says of itself, and the release in it.
+fn version(path: &Path) -> Result<(String, Option<String>)> {
+    let ran = Command::new(path).arg("--version").output();
+    let ran = ran.map_err(|e| format!("cannot be run: {e}"))?;
+    let identity = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let rest = identity.split_once("release ").map(|(_, rest)| rest);
+    let release = rest.and_then(|rest| Some(rest.split_once(',')?.0.to_string()));
+    Ok((identity, release))
 }
 
 /// The `.cu` files, sorted, and a hash of all headers: any of them may be in any file.
@@ -163,7 +222,7 @@ fn inputs() -> Result<(Vec<PathBuf>, u64)> {
     Ok((sources, headers.finish()))
 }
 
-/// Makes `<stem>.fatbin`, `.ptx` and `.ptxas` unless they were made from the same inputs.
+/// Makes `<stem>.fatbin`, `.ptx`, `.ptxas` and `.sass` unless they were made from the same inputs.
 fn compile(nvcc: &Nvcc, source: &Path, headers: u64, out_dir: &Path) -> Result<()> {
     let stem = stem(source)?;
     let out = |extension: &str| out_dir.join(format!("{stem}.{extension}"));
@@ -171,6 +230,12 @@ fn compile(nvcc: &Nvcc, source: &Path, headers: u64, out_dir: &Path) -> Result<(
     let mut key = DefaultHasher::new();
     (read(source)?, headers, read(Path::new("build.rs"))?).hash(&mut key);
     (&nvcc.path, &nvcc.identity, variables).hash(&mut key);
+    let disassembler = nvcc.cuobjdump.as_ref();
+    (
+        disassembler.map(|c| &c.release),
+        include_str!("src/cuda/sass.rs"),
+    )
+        .hash(&mut key);
     let key = key.finish().to_string();
     // Written last, so outputs of an interrupted build are not taken for whole.
     if fs::read_to_string(out("key")).is_ok_and(|made_from| made_from == key) {
@@ -186,6 +251,8 @@ fn compile(nvcc: &Nvcc, source: &Path, headers: u64, out_dir: &Path) -> Result<(
         .filter(|l| !l.contains("Compile time"))
         .collect();
     write(&out("ptxas"), &resources.join("\n"))?;
+    let opcodes = disassembler.map_or(Ok(String::new()), |c| c.opcodes(&out("fatbin")))?;
+    write(&out("sass"), &opcodes)?;
 
     let arch = format!("-arch={PTX_ARCH}");
     nvcc_run(nvcc, source, &["-ptx", &arch], &out("ptx"))?;
@@ -234,10 +301,12 @@ fn write_index(nvcc: &Nvcc, sources: &[PathBuf], out_dir: &Path) -> Result<()> {
         let _ = write!(
             body,
             "    KernelFile {{\n        name: \"{name}\",\n        fatbin: include_bytes!{},\n        \
-             ptx: include_str!{},\n        ptxas: include_str!{},\n    }},\n",
+             ptx: include_str!{},\n        ptxas: include_str!{},\n        \
+             sass: include_str!{},\n    }},\n",
             file("fatbin"),
             file("ptx"),
-            file("ptxas")
+            file("ptxas"),
+            file("sass")
         );
         body
     });
@@ -245,10 +314,13 @@ fn write_index(nvcc: &Nvcc, sources: &[PathBuf], out_dir: &Path) -> Result<()> {
     let _ = write!(
         text,
         "/// The kernels' compiler.\npub const NVCC_RELEASE: &str = {:?};\n\
+         /// What read their machine code at build time, if anything did.\n\
+         pub const DISASSEMBLER: Option<&str> = {:?};\n\
          /// What every file holds code for; the last is PTX, for later ones.\n\
          pub const ARCHITECTURES: &[&str] = &{architectures:?};\n\
          /// Every file of `kernels/`, by name.\npub static FILES: &[KernelFile] = &[\n{body}];\n",
-        nvcc.release
+        nvcc.release,
+        nvcc.cuobjdump.as_ref().map(|c| &c.release)
     );
     write(&out_dir.join("kernels.rs"), &text)
 }

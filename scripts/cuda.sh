@@ -11,8 +11,9 @@ wheels=(
     nvidia-nvvm==13.0.88
     nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85
-    # Reads SASS; there is none older. It shares no file with the others.
+    # Read SASS; there are none older. They share no file with the others.
     nvidia-cuda-cuobjdump==13.2.51
+    nvidia-cuda-nvdisasm==13.2.51
 )
 site="$PWD/.cuda"
 # Written last, so that an install that was cut off is done again.

@@ -18,6 +18,7 @@ fn file(case: &Case) -> KernelFile {
         name,
         fatbin: text.as_bytes(),
         ptxas: "",
+        sass: "",
         ptx: &text[..text.len() - 1],
     }
 }

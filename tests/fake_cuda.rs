@@ -16,6 +16,7 @@ const FILE: KernelFile = KernelFile {
     fatbin: &FATBIN,
     ptx: "",
     ptxas: "",
+    sass: "",
 };
 const GEOMETRY: Geometry = Geometry {
     grid: [1, 1, 1],

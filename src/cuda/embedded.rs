@@ -2,6 +2,7 @@
 //! takes of a GPU.
 
 use super::KernelFile;
+use super::sass::{self, Opcodes};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -14,6 +15,8 @@ pub struct Resources {
     pub architecture: String,
     /// Registers of a thread.
     pub registers: u32,
+    /// Bytes of a thread's stack.
+    pub stack_bytes: u32,
     /// Bytes a thread stores because registers ran out.
     pub spill_store_bytes: u32,
     /// Bytes a thread loads because registers ran out.
@@ -31,6 +34,11 @@ impl KernelFile {
     /// What each kernel takes, in ptxas's order: by architecture, then by kernel.
     pub fn resources(&self) -> Vec<Resources> {
         parse(self.ptxas)
+    }
+
+    /// The opcodes of each kernel's machine code; none where the build found no disassembler.
+    pub fn opcodes(&self) -> Vec<Opcodes> {
+        sass::parse(self.sass)
     }
 }
 
@@ -51,6 +59,7 @@ fn parse(ptxas: &str) -> Vec<Resources> {
         if let Some(function) = line.split("Function properties for ").nth(1) {
             own = function.trim() == last.kernel;
         } else if own && line.contains("bytes stack frame") {
+            last.stack_bytes = before(line, " bytes stack frame");
             last.spill_store_bytes = before(line, " bytes spill stores");
             last.spill_load_bytes = before(line, " bytes spill loads");
         } else if line.contains("Used ") {
@@ -88,17 +97,18 @@ ptxas info    : Function properties for fill_f32
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 10 registers, used 0 barriers
 ";
-        let want = |kernel: &str, architecture: &str, n: [u32; 4]| Resources {
+        let want = |kernel: &str, architecture: &str, n: [u32; 5]| Resources {
             kernel: kernel.into(),
             architecture: architecture.into(),
             registers: n[0],
-            spill_store_bytes: n[1],
-            spill_load_bytes: n[2],
-            shared_bytes: n[3],
+            stack_bytes: n[1],
+            spill_store_bytes: n[2],
+            spill_load_bytes: n[3],
+            shared_bytes: n[4],
         };
         let wanted = [
-            want("b_f16", "sm_80", [9, 8, 12, 128]),
-            want("fill_f32", "sm_90a", [10, 0, 0, 0]),
+            want("b_f16", "sm_80", [9, 16, 8, 12, 128]),
+            want("fill_f32", "sm_90a", [10, 0, 0, 0, 0]),
         ];
         assert_eq!(parse(text), wanted);
         assert_eq!(parse(""), []);
@@ -116,6 +126,21 @@ ptxas info    : Used 10 registers, used 0 barriers
                 "{}",
                 f.name
             );
+            if DISASSEMBLER.is_some() {
+                let kernels: Vec<_> = resources
+                    .iter()
+                    .map(|r| (&r.architecture, &r.kernel))
+                    .collect();
+                let opcodes = f.opcodes();
+                let mut seen: Vec<_> = opcodes
+                    .iter()
+                    .map(|o| (&o.architecture, &o.kernel))
+                    .collect();
+                let mut kernels = kernels.clone();
+                kernels.sort();
+                seen.sort();
+                assert_eq!(kernels, seen, "{}", f.name);
+            }
             assert_eq!(file(f.name).map(|g| g.name), Some(f.name));
         }
         assert!(file("no such file").is_none());

@@ -10,6 +10,7 @@ pub mod gpu;
 pub mod installed;
 pub mod nvtx;
 pub mod ops;
+pub mod sass;
 pub mod step_params;
 pub mod vm;
 
@@ -79,6 +80,9 @@ pub struct KernelFile {
     pub ptx: &'static str,
     /// What ptxas said: registers, spills and shared memory of each kernel.
     pub ptxas: &'static str,
+    /// Opcodes of each kernel's machine code, as [`sass::to_text`] writes them; empty where the build
+    /// found no disassembler.
+    pub sass: &'static str,
 }
 
 /// A kernel of a loaded file. Valid for the driver that gave it.
