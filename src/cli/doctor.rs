@@ -11,7 +11,7 @@ use super::Output;
 
 /// What a binary without the feature says of CUDA.
 #[cfg(not(feature = "cuda"))]
-const NO_FEATURE: &str =
+pub const NO_FEATURE: &str =
     "this binary has no CUDA: build it with `cargo build --release --features cuda`";
 
 /// Options of looking at the machine.

@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod import;
 mod inspect;
+mod kernels;
 mod merge;
 mod method;
 mod options;
@@ -88,6 +89,8 @@ enum Command {
     Export(export::Args),
     /// Read an adapter of another program.
     Import(import::Args),
+    /// Show what each CUDA kernel costs: registers, instructions, memory traffic. No GPU is needed.
+    Kernels(kernels::Args),
     /// Show what this machine and this binary can do, and check a device.
     Doctor(doctor::Args),
 }
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(args, output),
         Command::Export(args) => export::run(args, output),
         Command::Import(args) => import::run(args, output),
+        Command::Kernels(args) => kernels::run(args, output),
         Command::Doctor(args) => doctor::run(args, output),
     };
     match result {

@@ -10,6 +10,7 @@ pub mod gpu;
 pub mod installed;
 pub mod nvtx;
 pub mod ops;
+pub mod report;
 pub mod sass;
 pub mod step_params;
 pub mod vm;

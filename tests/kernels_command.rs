@@ -1,0 +1,99 @@
+//! `crosstune kernels`, with and without feature `cuda`.
+
+use assert_cmd::Command;
+
+/// The exit code, standard output and standard error.
+fn kernels(args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::cargo_bin("crosstune").expect("the binary is built");
+    let ran = command.arg("kernels").args(args).output().expect("runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (ran.status.code(), text(ran.stdout), text(ran.stderr))
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn without_the_feature_it_says_how_to_have_it() {
+    let (code, stdout, stderr) = kernels(&[]);
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
+    assert!(stderr.contains("--features cuda"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[cfg(feature = "cuda")]
+mod with_the_feature {
+    use serde_json::Value;
+
+    use super::kernels;
+
+    fn ok(args: &[&str]) -> String {
+        let (code, stdout, stderr) = kernels(args);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+        stdout
+    }
+
+    #[test]
+    fn a_report_is_compared_with_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("report.json");
+        let path = path.to_str().expect("UTF-8");
+        let json = ok(&["pool", "--json"]);
+        std::fs::write(path, &json).expect("written");
+        assert_eq!(ok(&["pool", "--against", path]), "no figure differs\n");
+
+        let mut report: Value = serde_json::from_str(&json).expect("JSON");
+        let files = |key: &str| {
+            let rows = report[key].as_array().expect("rows");
+            rows.iter().all(|row| row["file"] == "pool") && !rows.is_empty()
+        };
+        assert!(files("code") && files("work"), "{report}");
+        let row = &mut report["work"][0];
+        let (kernel, case) = (row["kernel"].clone(), row["case"].clone());
+        let (kernel, case) = (kernel.as_str().expect("text"), case.as_str().expect("text"));
+        let now = row["instructions"].as_u64().expect("a count");
+        row["instructions"] = (now * 2).into();
+        std::fs::write(path, report.to_string()).expect("written");
+        let want = format!(
+            "{kernel} {case} instructions {} -> {now} (-50.0 %)\n",
+            now * 2
+        );
+        assert_eq!(ok(&["pool", "--against", path]), want);
+    }
+
+    #[test]
+    fn tables_and_lines_are_printed() {
+        let table = ok(&["pool_forward"]);
+        for part in [
+            "kernels/pool.cu\n",
+            "pool_forward_f16  sm_80 ",
+            "pool_forward_f16  lora ",
+        ] {
+            assert!(table.contains(part), "{table}");
+        }
+        assert!(!table.contains("pool_backward"), "{table}");
+        // Tests run in the checkout, where the kernels' source lies.
+        let lines = ok(&["--lines", "pool_forward_f16"]);
+        let read = lines.lines().find(|l| l.contains("unpack8(x, load16(inp"));
+        assert!(
+            read.is_some_and(|l| l.contains("kernels/pool.cu:")),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_at_once() {
+        let refused = |args: &[&str], has: &str| {
+            let (code, stdout, stderr) = kernels(args);
+            assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}");
+            assert!(stderr.contains(has), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        };
+        refused(
+            &["none_such"],
+            "kernels: found `none_such`, expected part of",
+        );
+        refused(&["--lines", "none_such"], "found `none_such`");
+        refused(&["--against", "none.json"], "none.json: ");
+        refused(&["--against", "Cargo.toml"], "Cargo.toml: is no report of");
+        refused(&["--write", "none/such"], "none/such is not a folder");
+    }
+}
