@@ -12,8 +12,6 @@ mod add;
 mod attention;
 #[path = "kernels/contrastive.rs"]
 mod contrastive;
-#[path = "kernels/counters.rs"]
-mod counters;
 #[path = "kernels/embedding.rs"]
 mod embedding;
 #[path = "kernels/gelu.rs"]
@@ -22,6 +20,8 @@ mod gelu;
 mod l2_norm;
 #[path = "kernels/layer_norm.rs"]
 mod layer_norm;
+#[path = "kernels/limits.rs"]
+mod limits;
 #[path = "kernels/linear.rs"]
 mod linear;
 #[path = "kernels/linear_case.rs"]
@@ -36,12 +36,14 @@ mod phm;
 mod planted;
 #[path = "kernels/pool.rs"]
 mod pool;
-#[path = "kernels/resources.rs"]
-mod resources;
+#[path = "kernels/report.rs"]
+mod report;
 #[path = "kernels/rig.rs"]
 mod rig;
 #[path = "kernels/world.rs"]
 mod world;
+#[path = "kernels/worse.rs"]
+mod worse;
 
 /// Limits of an output against the reference in f64, member by member.
 pub struct Limit {

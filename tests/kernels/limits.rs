@@ -1,0 +1,354 @@
+//! What no kernel may cost. Each limit tells the kernels that break it; tests/kernels/worse.rs shows
+//! that it does.
+
+use crosstune::cuda::ops::linear::Tile;
+use crosstune::cuda::report::{Code, Counted, Work};
+use crosstune::text::pack::Rows;
+
+use crate::linear_case::layer;
+use crate::report::report;
+use crate::rig::*;
+
+/// A kernel, and why it is exempt.
+type Exempt = (&'static str, &'static str);
+
+/// Files whose kernels multiply matrices.
+const PRODUCTS: [&str; 5] = [
+    "attention",
+    "contrastive",
+    "linear",
+    "linear_weight",
+    "lora",
+];
+
+/// In these files, what is no product of matrices.
+const NO_PRODUCT: &[Exempt] = &[
+    ("contrastive_loss_f32", "a sum of terms"),
+    ("linear_backward_bias_f32", "a sum of rows"),
+    (
+        "lora_backward_params_f16",
+        "f32 sums of R numbers a row: memory bound",
+    ),
+];
+
+/// Kernels whose code loads or stores nothing by 16 bytes a lane.
+const NARROW_CODE: &[Exempt] = &[
+    ("adam_copy_f16", "a member's tensors begin anywhere"),
+    (
+        "adam_factors_f32",
+        "a sum of partials, and one number a member",
+    ),
+    ("adam_partials_f32", "a reduction: one number a block"),
+    (
+        "contrastive_forward_f16",
+        "its outputs are numbers of a row",
+    ),
+    ("contrastive_loss_f32", "a reduction: one number a member"),
+    (
+        "embedding_backward_table_f32",
+        "rows of f32 tables begin anywhere",
+    ),
+    (
+        "layer_norm_backward_params_f32",
+        "a reduction: a column of partials a lane",
+    ),
+    ("linear_backward_bias_f32", "a reduction: a column a lane"),
+    (
+        "linear_backward_weight_f32",
+        "pairs of f32 as mma.sync leaves them: whole sectors",
+    ),
+    ("lora_backward_params_f16", "a reduction: R numbers a row"),
+    ("mse_forward_f32", "a reduction: one number a member"),
+    ("phm_backward_params_f32", "a reduction: n numbers a row"),
+];
+
+/// Memory-bound kernels that move little by 16 bytes a lane.
+const NARROW_TRAFFIC: &[Exempt] = &[
+    ("adam_copy_f16", "halves are written singly"),
+    (
+        "adam_factors_f32",
+        "a reduction: partials one a lane, settings",
+    ),
+    ("adam_partials_f32", "index reads: which tensor a block has"),
+    ("contrastive_loss_f32", "a reduction: terms one a lane"),
+    (
+        "embedding_backward_table_f32",
+        "f32 numbers are added singly",
+    ),
+    (
+        "layer_norm_backward_params_f32",
+        "a reduction: a column of partials a lane",
+    ),
+    ("linear_backward_bias_f32", "a reduction: a column a lane"),
+    (
+        "mse_backward_f16",
+        "index reads: a row of 64 numbers has one member",
+    ),
+    ("mse_forward_f32", "index reads: few rows of 64 numbers"),
+    ("phm_backward_f16", "n numbers a row of rules, f32 sums"),
+    ("phm_backward_params_f32", "a reduction: n numbers a row"),
+    ("phm_forward_f16", "n numbers a row of rules, f32 sums"),
+    (
+        "pool_backward_f16",
+        "index reads: a row of 128 numbers has one text",
+    ),
+];
+
+/// Kernels that may move more sectors than [`SECTORS`] for each one needed: how many, and why.
+const MOVED: &[(&str, f64, &str)] = &[
+    ("adam_copy_f16", 2.0, "halves are written singly"),
+    ("adam_step_f32", 1.25, "halves are written singly"),
+    (
+        "contrastive_backward_f16",
+        1.25,
+        "log-sum-exps: 4 bytes of a row",
+    ),
+    (
+        "embedding_backward_table_f32",
+        1.6,
+        "f32 numbers are added singly",
+    ),
+    ("embedding_forward_f16", 1.5, F32_PARAMS),
+    ("layer_norm_backward_f16", 1.55, F32_PARAMS),
+    ("layer_norm_forward_f16", 1.5, F32_PARAMS),
+    (
+        "linear_backward_small_f16",
+        1.25,
+        "rows of low-rank tables: 16 bytes",
+    ),
+    (
+        "lora_backward_params_f16",
+        1.15,
+        "places of tokens, where there is dropout",
+    ),
+    (
+        "lora_project_backward_f16",
+        1.35,
+        "rows of low-rank tables: 16 bytes",
+    ),
+    ("phm_backward_f16", 1.3, "rows of rules: n numbers"),
+];
+const F32_PARAMS: &str = "a lane's eight f32 parameters take two requests, the second from L1";
+
+/// Sectors moved for each one needed.
+const SECTORS: f64 = 1.1;
+/// The share of its sectors that a memory-bound kernel moves by 16 bytes a lane.
+const WIDE: f64 = 0.75;
+
+/// What breaks a limit.
+pub struct Found {
+    pub kernel: String,
+    /// Where, and how far.
+    pub what: String,
+}
+
+fn found(kernel: &str, what: String) -> Found {
+    Found {
+        kernel: kernel.into(),
+        what,
+    }
+}
+
+/// Kernels whose registers ran out.
+pub fn spills(code: &[Code]) -> Vec<Found> {
+    let spilt = code.iter().filter(|c| c.spill_bytes + c.stack_bytes > 0);
+    let what = |c: &Code| {
+        let (arch, spilt, stack) = (&c.architecture, c.spill_bytes, c.stack_bytes);
+        found(
+            &c.kernel,
+            format!("on {arch}: {spilt} bytes spilt, a stack of {stack}"),
+        )
+    };
+    spilt.map(what).collect()
+}
+
+/// Kernels without tensor instructions in files of products.
+pub fn no_tensor_instruction(code: &[Code]) -> Vec<Found> {
+    let products = code.iter().filter(|c| PRODUCTS.contains(&&*c.file));
+    let by_hand = products.filter(|c| c.sass.as_ref().is_some_and(|s| s.tensor == 0));
+    by_hand
+        .map(|c| found(&c.kernel, format!("on {}", c.architecture)))
+        .collect()
+}
+
+/// Kernels without loads, or without stores, of 16 bytes a lane.
+pub fn narrow_code(code: &[Code]) -> Vec<Found> {
+    let mut out = vec![];
+    for c in code {
+        let Some(s) = &c.sass else { continue };
+        if !s.loads.contains_key(&128) && !s.copies.contains_key(&128) {
+            out.push(found(
+                &c.kernel,
+                format!("on {} loads {:?}", c.architecture, s.loads),
+            ));
+        }
+        if !s.stores.contains_key(&128) {
+            out.push(found(
+                &c.kernel,
+                format!("on {} stores {:?}", c.architecture, s.stores),
+            ));
+        }
+    }
+    out
+}
+
+/// Kernels that are no products and move little of what they move by 16 bytes a lane.
+pub fn narrow_traffic(work: &[Work]) -> Vec<Found> {
+    let is_product =
+        |w: &Work| PRODUCTS.contains(&&*w.file) && !NO_PRODUCT.iter().any(|e| e.0 == w.kernel);
+    let narrow = work
+        .iter()
+        .filter(|w| !is_product(w) && w.counted.vector_share() < WIDE);
+    let what = |w: &Work| format!("in {}: {:.2}", w.case, w.counted.vector_share());
+    narrow.map(|w| found(&w.kernel, what(w))).collect()
+}
+
+/// Kernels that move more sectors for each one needed than `limit` gives them.
+pub fn wasted_sectors(work: &[Work], limit: impl Fn(&str) -> f64) -> Vec<Found> {
+    let wasteful = work
+        .iter()
+        .filter(|w| w.counted.sector_ratio() > limit(&w.kernel));
+    let what = |w: &Work| format!("in {}: {:.3}", w.case, w.counted.sector_ratio());
+    wasteful.map(|w| found(&w.kernel, what(w))).collect()
+}
+
+/// The limit of a kernel's [`wasted_sectors`].
+pub fn sectors_allowed(kernel: &str) -> f64 {
+    MOVED
+        .iter()
+        .find(|e| e.0 == kernel)
+        .map_or(SECTORS, |e| e.1)
+}
+
+/// Kernels with bank conflicts in the main loop of a product: in the copies into shared memory and
+/// the reads of fragments, which all stand in mma.cuh.
+pub fn loop_conflicts(work: &[Work]) -> Vec<Found> {
+    let mut out = vec![];
+    for w in work {
+        let mut sum = Counted::default();
+        let lines = w.lines.iter().filter(|l| l.file.ends_with("mma.cuh"));
+        lines.for_each(|l| sum += l.counted);
+        if sum.bank_conflicts > 0 {
+            let (n, of) = (sum.bank_conflicts, sum.shared_requests);
+            out.push(found(
+                &w.kernel,
+                format!("in {}: {n} in {of} requests", w.case),
+            ));
+        }
+    }
+    out
+}
+
+/// Only what is exempt may be found, and all of that must be.
+fn only(limit: &str, found: &[Found], exempt: &[Exempt]) {
+    let names: Vec<&str> = exempt.iter().map(|e| e.0).collect();
+    let others = found.iter().filter(|f| !names.contains(&&*f.kernel));
+    let others: Vec<String> = others.map(|f| format!("{} {}", f.kernel, f.what)).collect();
+    assert!(others.is_empty(), "{limit}:\n{}", others.join("\n"));
+    for name in names {
+        let needed = found.iter().any(|f| f.kernel == name);
+        assert!(needed, "{limit}: {name} is exempt and needs not be");
+    }
+}
+
+/// Whether the build could read machine code.
+fn has_sass() -> bool {
+    let has = report().disassembler.is_some();
+    if !has {
+        println!("SKIPPED: no cuobjdump beside nvcc (scripts/cuda.sh installs it)");
+    }
+    has
+}
+
+#[test]
+fn no_kernel_spills() {
+    only("spills", &spills(&report().code), &[]);
+}
+
+#[test]
+fn products_use_tensor_instructions() {
+    if has_sass() {
+        let found = no_tensor_instruction(&report().code);
+        only("no tensor instruction", &found, NO_PRODUCT);
+    }
+}
+
+#[test]
+fn code_has_accesses_of_16_bytes() {
+    if has_sass() {
+        only("narrow code", &narrow_code(&report().code), NARROW_CODE);
+    }
+}
+
+#[test]
+fn traffic_moves_in_16_bytes() {
+    only(
+        "narrow traffic",
+        &narrow_traffic(&report().work),
+        NARROW_TRAFFIC,
+    );
+}
+
+#[test]
+fn sectors_are_used() {
+    let work = &report().work;
+    only(
+        "sectors for each one needed",
+        &wasted_sectors(work, sectors_allowed),
+        &[],
+    );
+    let exempt: Vec<Exempt> = MOVED.iter().map(|e| (e.0, e.2)).collect();
+    only(
+        "sectors for each one needed",
+        &wasted_sectors(work, |_| SECTORS),
+        &exempt,
+    );
+}
+
+#[test]
+fn main_loops_have_no_bank_conflicts() {
+    let work = &report().work;
+    only("bank conflicts", &loop_conflicts(work), &[]);
+    // That the lines are there to be looked at.
+    let reads = |w: &Work| w.lines.iter().any(|l| l.file.ends_with("mma.cuh"));
+    for file in PRODUCTS {
+        assert!(work.iter().any(|w| w.file == file && reads(w)), "{file}");
+    }
+}
+
+/// Warps hide each other's waits: so many registers a thread let twelve warps of attention with heads
+/// of 64 live on a multiprocessor of 65,536, and 32 of a Compacter's.
+#[test]
+fn registers_leave_room_for_other_blocks() {
+    for (kernel, limit) in [
+        ("attention_forward_64_f16", 128),
+        ("attention_backward_queries_64_f16", 128),
+        ("attention_backward_64_f16", 168),
+        ("phm_forward_f16", 64),
+        ("phm_backward_f16", 64),
+    ] {
+        let found: Vec<&Code> = report()
+            .code
+            .iter()
+            .filter(|c| c.kernel == kernel)
+            .collect();
+        assert!(!found.is_empty(), "no kernel {kernel}");
+        assert!(found.iter().all(|c| c.registers <= limit), "{found:?}");
+    }
+}
+
+/// Whole tiles of 64 tokens, K and one step of 16 for the branch, and not one instruction more.
+#[test]
+fn products_do_only_what_they_must() {
+    let flops: Vec<u64> = counted(&layer(256, 256, 8, Tile::Small), REAL)
+        .iter()
+        .filter(|(kernel, _)| *kernel == "linear_forward_small_f16")
+        .map(|(_, c)| c.total.matrix_flops)
+        .collect();
+    let rows = World::new(REAL).count(Rows::Tokens).next_multiple_of(64) as u64;
+    let want = 2 * rows * 256 * (256 + 16);
+    assert!(
+        flops.iter().all(|f| *f <= want),
+        "{flops:?}, at most {want}"
+    );
+}
