@@ -178,6 +178,7 @@ fn report(
     let round = |x: f64| (x * 1e4).round() / 1e4;
     let line = serde_json::json!({
         "device": home.name(),
+        "profiled": args.profile.is_some(),
         "task": if args.task == Task::Train { "train" } else { "encode" },
         "size": args.size,
         "batch": args.batch,

@@ -47,3 +47,6 @@ done
 both=(--locked --package crosstune --package ptxvm --features crosstune/cuda)
 cargo test "${both[@]}" "${with_feature[@]}"
 cargo test "${both[@]}" --doc
+# Benches once, on tiny shapes, through the kernels; then a visit to a GPU machine, all but the GPU.
+CROSSTUNE_TEST_DEVICE=vm cargo test "${both[@]}" --bench ops --bench step
+bash scripts/visit.sh dry-run

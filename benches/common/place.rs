@@ -96,7 +96,8 @@ impl Place {
         if self.is_device() && !once() { 3 } else { 1 }
     }
 
-    /// A device gives gradients a place only where an optimiser spends them.
+    /// A device gives gradients a place only where an optimiser spends them, and they begin as
+    /// nothing.
     pub fn complete(&self, graph: &mut Graph) {
         #[cfg(feature = "cuda")]
         if self.is_device() {
@@ -147,7 +148,7 @@ mod on_device {
     use crosstune::exec::state::TrainState;
     use crosstune::graph::{Graph, Role};
     use crosstune::ops::Op;
-    use crosstune::ops::adam::{AdamStep, GradNorm};
+    use crosstune::ops::adam::{AdamStep, GradNorm, ZeroGrads};
     use crosstune::tensor::Dtype;
     use crosstune::weights::view::TensorView;
 
@@ -217,6 +218,9 @@ mod on_device {
     }
 
     pub fn complete(graph: &mut Graph) {
+        if graph.with_role(Role::Grad).next().is_some() {
+            graph.nodes.push(ZeroGrads.into());
+        }
         let spent = graph.nodes.iter().any(|op| matches!(op, Op::AdamStep(_)));
         if !spent && graph.with_role(Role::Trainable).next().is_some() {
             let norm = GradNorm::push(graph, "norm");

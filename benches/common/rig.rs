@@ -17,6 +17,7 @@ use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep, P
 use crosstune::graph::backward::backward_from;
 use crosstune::graph::cost::{Cost, Counter, Work};
 use crosstune::graph::{Dim, Graph, Role, ValueId};
+use crosstune::ops::Op;
 use crosstune::ops::philox::Stream;
 use crosstune::text::pack::{Batch, Layout, MemberTexts};
 
@@ -176,6 +177,9 @@ impl Runs {
         let graph = Arc::new(rig.graph.clone());
         let spent = Arc::new(AtomicU64::new(0));
         let pool = threads(THREADS);
+        let is_zero = |op: &Op| matches!(op, Op::ZeroGrads(_));
+        let zero = graph.nodes.iter().position(is_zero);
+        let zero = zero.unwrap_or(graph.nodes.len());
         let exec = |_| {
             let mut state = TrainState::new(&graph, 1);
             let n = state.values.len();
@@ -193,12 +197,13 @@ impl Runs {
             }));
             let given: Vec<_> = rig.inputs.iter().map(|(id, x)| (*id, &x[..])).collect();
             let pass = Pass {
-                nodes: 0..0,
+                nodes: zero..(zero + 1).min(graph.nodes.len()),
                 batch: &rig.batch,
                 steps: &[MemberStep::default()],
                 given: if rig.place.is_device() { &given } else { &[] },
             };
-            exec.pass(&mut state, &pass).expect("inputs are copied");
+            exec.pass(&mut state, &pass)
+                .expect("inputs are copied, gradients zeroed");
             (exec, state)
         };
         let execs = (0..rig.place.sets()).map(exec).collect();
