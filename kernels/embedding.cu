@@ -61,6 +61,36 @@ __forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tabl
     return row_stats(z, C, ld, eps);
 }
 
+__forceinline__ __device__ void add4(float* to, const float* x) {
+    float4 old = *reinterpret_cast<float4*>(to);
+    *reinterpret_cast<float4*>(to) =
+        make_float4(old.x + x[0], old.y + x[1], old.z + x[2], old.w + x[3]);
+}
+
+// Adds a lane's eight columns, from `col` on, to a row of C. All lanes of a warp take part: of two
+// neighbours the even one adds the first halves of both, the odd one the second halves. So each
+// request fills the sectors that it touches.
+__forceinline__ __device__ void add8(float* row, const float (&x)[8], int col, int C) {
+    if (C % 8) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+            if (col + j < C) row[col + j] += x[j];
+        return;
+    }
+    int odd = threadIdx.x % 2;
+    float first[4], second[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        float got = __shfl_xor_sync(~0u, odd ? x[j] : x[4 + j], 1);
+        first[j] = odd ? got : x[j];
+        second[j] = odd ? x[4 + j] : got;
+    }
+    // The columns of the even lane, then those of the odd one.
+    int pair = col - 8 * odd;
+    if (pair < C) add4(row + pair + 4 * odd, first);
+    if (pair + 8 < C) add4(row + pair + 8 + 4 * odd, second);
+}
+
 }  // namespace
 
 // One warp a row. Grid: ceil(T / 8) of the bucket; block: 256. C at most 1024.
@@ -171,8 +201,5 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward_table_f32(
             }
         }
     }
-    float* own = dtable + ((long long)g * R + row) * C + col;
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-        if (col + j < C) own[j] += sum[j];
+    add8(dtable + ((long long)g * R + row) * C, sum, col, C);
 }

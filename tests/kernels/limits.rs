@@ -45,10 +45,6 @@ const NARROW_CODE: &[Exempt] = &[
     ),
     ("contrastive_loss_f32", "a reduction: one number a member"),
     (
-        "embedding_backward_table_f32",
-        "rows of f32 tables begin anywhere",
-    ),
-    (
         "layer_norm_backward_params_f32",
         "a reduction: a column of partials a lane",
     ),
@@ -73,7 +69,7 @@ const NARROW_TRAFFIC: &[Exempt] = &[
     ("contrastive_loss_f32", "a reduction: terms one a lane"),
     (
         "embedding_backward_table_f32",
-        "f32 numbers are added singly",
+        "index reads: ids of all tokens before",
     ),
     (
         "layer_norm_backward_params_f32",
@@ -105,8 +101,8 @@ const MOVED: &[(&str, f64, &str)] = &[
     ),
     (
         "embedding_backward_table_f32",
-        1.6,
-        "f32 numbers are added singly",
+        1.25,
+        "index reads: one of a token's four ids",
     ),
     ("embedding_forward_f16", 1.5, F32_PARAMS),
     ("layer_norm_backward_f16", 1.55, F32_PARAMS),
