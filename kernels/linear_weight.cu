@@ -100,21 +100,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_backward_weight_f32
             }
 }
 
-// Eight runs of rows side by side, added up in order.
-// Grid: (ceil(OC / 32), G); block: (32, 8).
-extern "C" __global__ void __launch_bounds__(256) linear_backward_bias_f32(
+// Eight columns a lane: lane 4 y + c adds columns 8 c to 8 c + 7 of every eighth row from y on, and
+// the eight runs are added up in order. Grid: (ceil(OC / 32), G); block: 32.
+extern "C" __global__ void __launch_bounds__(32) linear_backward_bias_f32(
     float* dbias, const __half* dout, const StepParams* step, int rows, int OC, int ld_dout) {
-    __shared__ float sums[8][32];
+    __shared__ __align__(16) float sums[8][36];   // 36: lanes of a quarter hit different banks
     const MemberParams& member = step->members()[blockIdx.y];
     int start = member.rows[rows][0], end = member.rows[rows][1];
-    int x = threadIdx.x, y = threadIdx.y, col = blockIdx.x * 32 + x;
-    float sum = 0.f;
-    for (int row = start + y; row < end && col < OC; row += 8)
-        sum += __half2float(dout[(long long)row * ld_dout + col]);
-    sums[y][x] = sum;
-    __syncthreads();
-    if (y > 0 || col >= OC || start == end) return;
-    sum = 0.f;
-    for (int k = 0; k < 8; ++k) sum += sums[k][x];
-    dbias[(long long)blockIdx.y * OC + col] += sum;
+    if (start == end) return;
+    int lane = threadIdx.x, y = lane / 4, c = lane % 4 * 8, col = blockIdx.x * 32 + c;
+    float sum[8] = {};
+    // Several rows are on their way at a time.
+#pragma unroll 4
+    for (int row = start + y; row < end && col < OC; row += 8) {
+        float x[8];
+        unpack8(x, load16(dout + (long long)row * ld_dout + col));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum[j] += x[j];
+    }
+    *reinterpret_cast<float4*>(&sums[y][c]) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    *reinterpret_cast<float4*>(&sums[y][c + 4]) = make_float4(sum[4], sum[5], sum[6], sum[7]);
+    __syncwarp();
+    col = blockIdx.x * 32 + lane;
+    if (col >= OC) return;
+    float total = 0.f;
+    for (int k = 0; k < 8; ++k) total += sums[k][lane];
+    dbias[(long long)blockIdx.y * OC + col] += total;
 }

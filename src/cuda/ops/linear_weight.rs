@@ -68,7 +68,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         file: "linear_weight",
         kernel: "linear_backward_bias_f32",
         grid: [oc.div_ceil(BIAS_COLS), members, 1],
-        block: [32, 8, 1],
+        block: [32, 1, 1],
     };
     let args = [
         (*dbias).into(),
