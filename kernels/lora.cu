@@ -79,7 +79,7 @@ __forceinline__ __device__ uint4 column8(const __half* table, int k, int K, int 
 template <Table TABLE>
 __forceinline__ __device__ void project(const Projections& all, const StepParams* step,
                                         const TokenParams* tokens, int rows) {
-    __shared__ float sums[4][16][9];   // 9: the rows of a column lie in different banks
+    __shared__ __align__(8) float sums[4][16][8];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     int n_rows = step->n_rows[rows], row0 = blockIdx.x * 16;
     if (row0 >= n_rows) return;
@@ -113,20 +113,20 @@ __forceinline__ __device__ void project(const Projections& all, const StepParams
             mma16816(acc, even, b.x, b.y);
             mma16816(acc, odd, b.z, b.w);
         }
-        sums[warp][g][2 * q] = acc[0], sums[warp][g][2 * q + 1] = acc[1];
-        sums[warp][g + 8][2 * q] = acc[2], sums[warp][g + 8][2 * q + 1] = acc[3];
+        *reinterpret_cast<float2*>(&sums[warp][g][2 * q]) = make_float2(acc[0], acc[1]);
+        *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * q]) = make_float2(acc[2], acc[3]);
         __syncthreads();
-        int row = threadIdx.x;
-        if (row < 16 && row0 + row >= start && row0 + row < end) {
-            float x[8];
+        // A number a thread, which it stores with its neighbour's.
+        int row = threadIdx.x / 8, i = threadIdx.x % 8;
+        float sum = 0.f;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                float sum = 0.f;
-                for (int w = 0; w < 4; ++w) sum += sums[w][row][i];
-                x[i] = p.scale * p.drop.scale * sum;
-            }
-            store16(p.out + (long long)(row0 + row) * p.Rp + chunk * 8, pack8(x));
-        }
+        for (int w = 0; w < 4; ++w) sum += sums[w][row][i];
+        sum *= p.scale * p.drop.scale;
+        float next = __shfl_down_sync(~0u, sum, 1);
+        row += row0;
+        if (i % 2 == 0 && row >= start && row < end)
+            *reinterpret_cast<unsigned*>(p.out + (long long)row * p.Rp + chunk * 8 + i) =
+                pack2(sum, next);
         __syncthreads();
     });
 }

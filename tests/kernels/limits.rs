@@ -57,6 +57,8 @@ const NARROW_CODE: &[Exempt] = &[
         "pairs of f32 as mma.sync leaves them: whole sectors",
     ),
     ("lora_backward_params_f16", "a reduction: R numbers a row"),
+    ("lora_project_f16", "it stores R numbers a row"),
+    ("lora_project_backward_f16", "it stores R numbers a row"),
     ("mse_forward_f32", "a reduction: one number a member"),
     ("phm_backward_params_f32", "a reduction: n numbers a row"),
 ];
