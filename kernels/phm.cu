@@ -51,11 +51,8 @@ __forceinline__ __device__ void dot_blocks(float* dots, const __half* row, const
                 for (int j = 0; j < 4; ++j)
                     sum[j] = fmaf(x, vecs[min(i + j, n - 1) * width + p], sum[j]);
             }
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                sum[j] = warp_sum(sum[j]);
-                if (lane == 0 && i + j < n) dots[a * n + i + j] = sum[j];
-            }
+            float dot = warp_sums4(sum);
+            if (lane % 8 == 0 && i + lane / 8 < n) dots[a * n + i + lane / 8] = dot;
         }
     }
     __syncwarp();
