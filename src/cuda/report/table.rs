@@ -72,7 +72,7 @@ pub fn render(report: &Report, style: Style) -> String {
 pub fn document(report: &Report) -> String {
     format!(
         "# What each kernel costs\n\nMade by `{REGENERATE}`; a test fails where a figure is more than \
-         2 % off.\n\n{}{}",
+         2 % off. [kernels_history.md](kernels_history.md) tells what was improved after reading it.\n\n{}{}",
         legend(report, Style::Markdown),
         render(report, Style::Markdown)
     )
