@@ -36,6 +36,9 @@ pub struct Best {
 pub struct MemberProgress {
     /// Steps in a row that were skipped because the gradient was not finite.
     pub skips: u32,
+    /// Those of them that no smaller loss scale was left for.
+    #[serde(default)]
+    pub stuck: u32,
     /// Steps skipped in all.
     pub skipped: u32,
     /// The step of the first of the skips in a row.

@@ -12,7 +12,7 @@ use crate::train::program::Losses;
 use crate::train::schedule::cosine;
 use crate::train::step::{Measured, Round};
 
-/// Steps in a row without a finite gradient after which a run ends.
+/// Steps in a row without a finite gradient after which a run ends, each with the smallest loss scale.
 const MAX_SKIPS: u32 = 3;
 
 impl Trainer<'_> {
@@ -146,20 +146,18 @@ impl Trainer<'_> {
     fn count_skips(&mut self, g: usize, report: &StepReport) -> Result<()> {
         let p = &mut self.progress[g];
         if !report.skipped {
-            p.skips = 0;
+            (p.skips, p.stuck) = (0, 0);
             p.grow_scale();
             return Ok(());
         }
         p.skipped += 1;
-        if p.shrink_scale() {
-            return Ok(());
-        }
         p.skips += 1;
         if p.skips == 1 {
             p.first_skip = report.step;
         }
+        p.stuck = if p.shrink_scale() { 0 } else { p.stuck + 1 };
         let (first, skips) = (p.first_skip, p.skips);
-        if skips < MAX_SKIPS {
+        if p.stuck < MAX_SKIPS {
             return Ok(());
         }
         self.runner.store(&mut self.state)?;
