@@ -184,7 +184,13 @@ fn a_full_disk_is_named_and_costs_nothing() {
     let script = "trap '' XFSZ; ulimit -f $0; exec \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, "8", env!("CARGO_BIN_EXE_crosstune")]);
-    command.args(["sweep", "sweep.toml", "--out=run", "--quiet"]);
+    command.args([
+        "sweep",
+        "sweep.toml",
+        "--out=run",
+        "--quiet",
+        "--device=cpu",
+    ]);
     let output = command.current_dir(w.path("")).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -2,7 +2,7 @@
 //! the demo's generator and the same in every run.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -28,6 +28,9 @@ const VOCAB: usize = 500;
 pub const MAX_TOKENS: usize = 96;
 /// Width of the joint space.
 const EMBED_DIM: usize = 16;
+
+/// The commands that take a device.
+const COMPUTE: [&str; 4] = ["train", "eval", "encode", "sweep"];
 
 /// `train` with everything but --out: 8 steps, evaluated after 4 and 8.
 pub const TRAIN: [&str; 17] = [
@@ -66,6 +69,16 @@ pub struct Ran {
 }
 
 impl Ran {
+    /// Runs a command to its end.
+    pub fn of(command: &mut assert_cmd::Command) -> Ran {
+        let output = command.output().expect("it runs");
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
     /// Fails unless the exit code is 0.
     #[track_caller]
     pub fn ok(self) -> Ran {
@@ -167,9 +180,27 @@ impl World {
         all
     }
 
-    /// A command that runs the program in this world: that of this build, or `CROSSTUNE_BIN` where
-    /// the test was carried to another machine.
+    /// A command that runs the program in this world: on the CPU, whatever GPU the machine has, unless
+    /// it names a device or goes on with what named one.
     pub fn command<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> std::process::Command {
+        let mut args: Vec<OsString> = args.into_iter().map(|a| a.as_ref().into()).collect();
+        let given = |name: &str| {
+            let is = |a: &OsString| a.to_string_lossy().split('=').next() == Some(name);
+            args.iter().any(is)
+        };
+        let computes = args.first().is_some_and(|a| COMPUTE.iter().any(|c| a == c));
+        if computes && !["--device", "--resume", "--print"].into_iter().any(given) {
+            args.push("--device=cpu".into());
+        }
+        self.bare_command(args)
+    }
+
+    /// The same with no more options than these; the program is that of this build, or `CROSSTUNE_BIN`
+    /// where the test was carried to another machine.
+    pub fn bare_command<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
     ) -> std::process::Command {
@@ -191,16 +222,8 @@ impl World {
         args: impl IntoIterator<Item = S>,
         stdin: &[u8],
     ) -> Ran {
-        let command = self.command(args);
-        let output = assert_cmd::Command::from_std(command)
-            .write_stdin(stdin)
-            .output()
-            .expect("it runs");
-        Ran {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
-            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
-        }
+        let mut command = assert_cmd::Command::from_std(self.command(args));
+        Ran::of(command.write_stdin(stdin))
     }
 
     /// Runs [`TRAIN`] into a folder, with more options; later ones win.
