@@ -74,6 +74,19 @@ impl From<DeviceChoice> for String {
     }
 }
 
+/// All of this machine's memory in bytes, where the system tells it as Linux does.
+pub fn host_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The same, or what is taken for it where the system does not tell.
+pub(crate) fn host_memory() -> u64 {
+    host_memory_bytes().unwrap_or(8 << 30)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

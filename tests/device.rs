@@ -6,33 +6,30 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
+use common::counting::{Counting, Counts};
+use common::kernel_model::{config, data, executor, member};
 use common::tiny::{self, MemberData};
 use common::world::World;
 use crosstune::adapter::Adapter;
 use crosstune::cuda::device::Device;
 use crosstune::cuda::vm::{VmDriver, VmOptions};
-use crosstune::cuda::{
-    Arg, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile, KernelId, Result,
-};
 use crosstune::device::VmArena;
 use crosstune::error::Error;
 use crosstune::exec::cuda::CudaExecutor;
 use crosstune::exec::cuda::memory::{Memory, Room};
 use crosstune::exec::state::TrainState;
-use crosstune::exec::{Executor, Frozen, LossWeights, MemberStep, Pass};
+use crosstune::exec::{Executor, MemberStep, Pass};
 use crosstune::graph::Bucket;
 use crosstune::graph::plan::Reuse;
 use crosstune::model::text::DropoutRates;
 use crosstune::ops::Op;
 use crosstune::profile::card;
-use crosstune::tensor::Dtype;
 use crosstune::train::program::TrainProgram;
 use crosstune::train::step::{Round, StepRunner};
 use crosstune::weights::config::TextConfig;
 use crosstune::weights::published;
-use crosstune::weights::view::TensorView;
 
 const DROPOUT: DropoutRates = DropoutRates {
     hidden: 0.1,
@@ -44,52 +41,6 @@ const PIECES: f32 = 3e-6;
 
 /// Steps of a run.
 const STEPS: u32 = 6;
-
-/// Two layers that the kernels take: heads of 8.
-fn config() -> TextConfig {
-    TextConfig {
-        hidden: 24,
-        heads: 3,
-        ffn: 41,
-        ..tiny::config()
-    }
-}
-
-/// An executor of `program` with random weights.
-fn executor(device: &Device, program: &TrainProgram, state: &TrainState) -> CudaExecutor {
-    let frozen: Arc<Frozen> = tiny::frozen(&program.graph);
-    let source = |name: &str| {
-        let values = frozen.get(name).expect("a frozen value");
-        Ok(TensorView {
-            dtype: Dtype::F32,
-            shape: &[],
-            bytes: bytemuck::cast_slice(values),
-        })
-    };
-    let mut exec = CudaExecutor::new(device, &source, program.graph.clone(), state).expect("bound");
-    exec.load(state).expect("loaded");
-    exec
-}
-
-fn data(c: &TextConfig, seed: u64, items: usize, longest: usize) -> MemberData {
-    MemberData::new(seed, (items, true), longest, (c.vocab, c.embed_dim))
-}
-
-fn member(seed: u64, step: u32) -> MemberStep {
-    MemberStep {
-        seed,
-        step,
-        loss_scale: 256.0,
-        weights: LossWeights {
-            image_anchor: 1.0,
-            mse: 0.5,
-            partner_anchor: 0.25,
-            image_partner: 0.125,
-            stop_partner: false,
-        },
-        ..MemberStep::default()
-    }
-}
 
 /// Every adapter that has kernels of its own, with several members.
 fn adapters() -> [(&'static str, Adapter); 4] {
@@ -144,6 +95,10 @@ fn vm() -> Device {
     common::device(VmArena::Packed)
 }
 
+fn counting() -> (Device, Arc<Counts>) {
+    Counting::open(VmDriver::new(VmOptions::default()), Reuse::Packed)
+}
+
 #[test]
 fn replayed_steps_give_the_bytes_of_launched_ones() {
     for (name, adapter) in adapters() {
@@ -181,106 +136,10 @@ fn a_member_in_company_gives_its_own_bytes() {
     }
 }
 
-/// A virtual machine that counts launches, and fails when told to.
-struct Counting {
-    vm: VmDriver,
-    counts: Arc<Counts>,
-}
-
-/// Launches so far, the one that fails, and the most bytes of an arena.
-struct Counts {
-    launches: AtomicUsize,
-    lost_at: AtomicUsize,
-    room: AtomicUsize,
-}
-
-impl Counting {
-    fn open() -> (Device, Arc<Counts>) {
-        let counts = Arc::new(Counts {
-            launches: AtomicUsize::new(0),
-            lost_at: AtomicUsize::new(usize::MAX),
-            room: AtomicUsize::new(usize::MAX),
-        });
-        let driver = Counting {
-            vm: VmDriver::new(VmOptions::default()),
-            counts: counts.clone(),
-        };
-        (Device::new(Box::new(driver), Reuse::Packed), counts)
-    }
-}
-
-impl Driver for Counting {
-    fn name(&self) -> String {
-        self.vm.name()
-    }
-    fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr> {
-        if label == "activations" && bytes > self.counts.room.load(Ordering::Relaxed) {
-            return Err(DriverError::OutOfMemory {
-                device: self.name(),
-                bytes,
-                label: label.into(),
-            });
-        }
-        self.vm.alloc(bytes, label)
-    }
-    fn free(&self, ptr: DevicePtr) -> Result<()> {
-        self.vm.free(ptr)
-    }
-    fn copy_in(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
-        self.vm.copy_in(to, from)
-    }
-    fn copy_out(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
-        self.vm.copy_out(from, to)
-    }
-    fn fill(&self, ptr: DevicePtr, value: u8, bytes: usize) -> Result<()> {
-        self.vm.fill(ptr, value, bytes)
-    }
-    fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
-        self.vm.copy(to, from, bytes)
-    }
-    fn forget(&self, ptr: DevicePtr, bytes: usize) -> Result<()> {
-        self.vm.forget(ptr, bytes)
-    }
-    fn kernel(&self, file: &KernelFile, name: &str) -> Result<KernelId> {
-        self.vm.kernel(file, name)
-    }
-    fn launch(&self, kernel: KernelId, geometry: Geometry, args: &[Arg]) -> Result<()> {
-        let n = self.counts.launches.fetch_add(1, Ordering::Relaxed);
-        if n == self.counts.lost_at.load(Ordering::Relaxed) {
-            return Err(DriverError::Failed {
-                call: "launch".into(),
-                reason: "the device was lost".into(),
-            });
-        }
-        self.vm.launch(kernel, geometry, args)
-    }
-    fn record(&self) -> Result<EventId> {
-        self.vm.record()
-    }
-    fn record_again(&self, event: EventId) -> Result<()> {
-        self.vm.record_again(event)
-    }
-    fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
-        self.vm.elapsed_ms(from, to)
-    }
-    fn begin_capture(&self) -> Result<()> {
-        self.vm.begin_capture()
-    }
-    fn end_capture(&self) -> Result<GraphId> {
-        self.vm.end_capture()
-    }
-    fn replay(&self, graph: GraphId) -> Result<()> {
-        self.vm.replay(graph)
-    }
-    fn synchronize(&self) -> Result<()> {
-        self.vm.synchronize()
-    }
-}
-
 /// Launches of the tower, forward and backward.
 fn launches(layers: usize, adapter: &Adapter) -> [usize; 2] {
     let c = TextConfig { layers, ..config() };
-    let (device, counts) = Counting::open();
+    let (device, counts) = counting();
     let program = TrainProgram::new(&c, true, adapter, DropoutRates::NONE);
     let mut state = tiny::state(&program.graph, &[1]);
     let mut exec = executor(&device, &program, &state);
@@ -322,7 +181,7 @@ fn each_node_launches_what_the_model_of_time_counts() {
     all.push(("full", Adapter::full()));
     for (name, adapter) in all {
         let c = config();
-        let (device, counts) = Counting::open();
+        let (device, counts) = counting();
         let program = TrainProgram::new(&c, true, &adapter, DropoutRates::NONE);
         let mut state = tiny::state(&program.graph, &[1]);
         let mut exec = executor(&device, &program, &state);
@@ -404,7 +263,7 @@ fn one_step(
 fn a_device_that_fails_ends_the_step_in_a_sentence() {
     let program = TrainProgram::new(&config(), true, &Adapter::lora(2), DROPOUT);
     let after = |fail_at: Option<(usize, usize)>| {
-        let (device, counts) = Counting::open();
+        let (device, counts) = counting();
         let mut state = tiny::state(&program.graph, &[1]);
         let mut exec = executor(&device, &program, &state);
         for step in 0..4 {
@@ -430,7 +289,7 @@ fn a_device_that_fails_ends_the_step_in_a_sentence() {
 #[test]
 fn a_step_too_large_for_the_device_leaves_it_usable() {
     let program = TrainProgram::new(&config(), true, &Adapter::lora(2), DROPOUT);
-    let (device, counts) = Counting::open();
+    let (device, counts) = counting();
     let mut state = tiny::state(&program.graph, &[1]);
     let mut exec = executor(&device, &program, &state);
     (0..3).for_each(|_| one_step(&mut exec, &mut state, 3).expect("ran"));
@@ -465,7 +324,7 @@ fn the_arena_of_a_large_model_is_small() {
             longest: 64,
             prompt: 0,
         };
-        Memory::planned_bytes(&program.graph, &room) as f64
+        Memory::planned_bytes(&program.graph, &room, Reuse::Packed) as f64
     };
     let slope = (bytes(4224) - bytes(1056)) / (4224.0 - 1056.0);
     println!("{:.0} KB a token", slope / 1e3);

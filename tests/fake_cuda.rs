@@ -115,9 +115,12 @@ fn in_a_process_of_its_own() {
     }
     let driver = GpuDriver::open(0).expect("the fake opens");
     assert_eq!(driver.name(), "Fake (cuda:0)");
+    let untouched = driver.memory().expect("told");
+    assert_eq!((untouched.free, untouched.total), (1 << 30, 1 << 30));
     copies(&driver);
     kernels(&driver);
     capture(&driver);
+    assert_eq!(driver.memory().expect("told"), untouched);
     // Left to be freed with the driver.
     driver.alloc(10, "left").expect("room");
 }
@@ -137,6 +140,8 @@ fn copies(driver: &GpuDriver) {
     // Longer than the staging memory, then many short ones: together they go round it.
     let long: Vec<u8> = (0..9_000_000).map(|i| (i % 249) as u8).collect();
     let memory = driver.alloc(long.len(), "long").expect("room");
+    let free = driver.memory().expect("told").free;
+    assert_eq!(free, (1 << 30) - 9_000_000);
     driver.copy_in(memory, &long).expect("copied");
     let mut got = vec![0; long.len()];
     driver.copy_out(memory, &mut got).expect("copied");
@@ -263,7 +268,9 @@ fn capture(driver: &GpuDriver) {
 
     assert!(why(driver.end_capture()).contains("no capture is under way"));
     // A call that does not belong is refused, and the capture with it.
-    let spoilers: [(&str, &dyn Fn() -> String); 5] = [
+    let spoilers: [(&str, &dyn Fn() -> String); 7] = [
+        ("memory", &|| why(driver.memory())),
+        ("drop_graph", &|| why(driver.drop_graph(graph))),
         ("alloc", &|| why(driver.alloc(4, "x"))),
         ("free", &|| why(driver.free(out))),
         ("copy_in", &|| why(driver.copy_in(out, &[0]))),
@@ -279,5 +286,11 @@ fn capture(driver: &GpuDriver) {
     assert!(driver.launch(kernel, GEOMETRY, &args[..1]).is_err());
     assert!(why(driver.end_capture()).contains("launch failed in it"));
     driver.synchronize().expect("done");
+
+    // Given back while it may still be running, and only once.
+    driver.replay(graph).expect("replayed");
+    driver.drop_graph(graph).expect("given back");
+    assert!(why(driver.drop_graph(graph)).contains("given back"));
+    assert!(why(driver.replay(graph)).contains("given back"));
     driver.free(out).expect("freed");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use crosstune::device::DeviceChoice;
+use crosstune::device::{DeviceChoice, host_memory_bytes};
 use crosstune::error::Error;
 use serde::Serialize;
 
@@ -198,7 +198,7 @@ fn machine() -> Machine {
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
         cores: std::thread::available_parallelism().ok().map(usize::from),
-        memory_bytes: memory_bytes(),
+        memory_bytes: host_memory_bytes(),
         cpu_features: cpu_features(),
     }
 }
@@ -215,14 +215,6 @@ fn cpu_features() -> BTreeMap<&'static str, bool> {
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_features() -> BTreeMap<&'static str, bool> {
     BTreeMap::from(["AVX2", "FMA", "F16C"].map(|name| (name, false)))
-}
-
-/// All of the machine's memory, where the system tells it as Linux does.
-pub fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Checks a device.

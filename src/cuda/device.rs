@@ -1,6 +1,6 @@
 //! An opened device and the frozen weights on it, shared by everything that runs there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use half::f16;
@@ -8,12 +8,12 @@ use half::f16;
 use super::gpu::GpuDriver;
 use super::ops::DeviceTensor;
 use super::vm::{VmDriver, VmOptions};
-use super::{DevicePtr, Driver};
+use super::{DeviceMemory, DevicePtr, Driver};
 use crate::bad_input;
 use crate::device::VmArena;
 use crate::error::Result;
 use crate::graph::plan::Reuse;
-use crate::graph::{Dim, Value};
+use crate::graph::{Dim, Graph, Role, Value};
 use crate::weights::view::TensorView;
 
 /// Numbers that are converted and copied at once.
@@ -83,6 +83,24 @@ impl Device {
         self.is_virtual
     }
 
+    /// What there is of its memory.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn memory(&self) -> Result<DeviceMemory> {
+        Ok(self.lock().driver.memory()?)
+    }
+
+    /// Bytes that the frozen values of a graph take which are not there yet.
+    pub fn missing_bytes(&self, graph: &Graph) -> u64 {
+        let opened = self.lock();
+        let frozen = graph.with_role(Role::Frozen).map(|id| graph.get(id));
+        let missing = frozen.filter(|value| !opened.weights.contains_key(&value.name));
+        missing
+            .map(|value| f16_bytes(&unplaced(value)) as u64)
+            .sum()
+    }
+
     /// How values are laid out.
     pub fn reuse(&self) -> Reuse {
         self.reuse
@@ -110,19 +128,50 @@ impl Opened {
         if let Some(t) = self.weights.get(&value.name) {
             return Ok(*t);
         }
-        let (rows, cols) = extents(value);
         let view = source(&value.name)?;
-        let shape = DeviceTensor::f16(DevicePtr::NULL, rows, cols);
-        let ptr = self.driver.alloc(shape.len() * 2, &value.name)?;
+        let shape = unplaced(value);
+        let ptr = self.driver.alloc(f16_bytes(&shape), &value.name)?;
         let t = DeviceTensor { ptr, ..shape };
-        copy_rows(self.driver(), &value.name, view, &t)?;
+        if let Err(error) = copy_rows(self.driver(), &value.name, view, &t) {
+            // The error that is told is the one that came first.
+            let _ = self.driver.free(ptr);
+            return Err(error);
+        }
         self.weights.insert(value.name.clone(), t);
         Ok(t)
     }
 }
 
-/// Rows and columns of a frozen value, whose extents are all fixed.
-fn extents(value: &Value) -> (usize, usize) {
+impl Opened {
+    /// The weights that are there.
+    pub fn weight_names(&self) -> HashSet<String> {
+        self.weights.keys().cloned().collect()
+    }
+
+    /// Gives back every weight but these, which nothing may use any more.
+    ///
+    /// # Errors
+    /// The first call that failed; the others were made.
+    pub fn keep_weights(&mut self, names: &HashSet<String>) -> super::Result<()> {
+        let mut done = Ok(());
+        let (driver, weights) = (&self.driver, &mut self.weights);
+        weights.retain(|name, t| {
+            let keep = names.contains(name);
+            if !keep {
+                done = std::mem::replace(&mut done, Ok(())).and(driver.free(t.ptr));
+            }
+            keep
+        });
+        done
+    }
+}
+
+fn f16_bytes(t: &DeviceTensor) -> usize {
+    t.len() * 2
+}
+
+/// A frozen value, whose extents are all fixed, without a place.
+fn unplaced(value: &Value) -> DeviceTensor {
     let size = |d: &Dim| match d {
         Dim::N(n) => *n,
         _ => 1,
@@ -131,7 +180,7 @@ fn extents(value: &Value) -> (usize, usize) {
         .shape
         .split_last()
         .map_or((1, &[][..]), |(l, f)| (size(l), f));
-    (first.iter().map(size).product(), last)
+    DeviceTensor::f16(DevicePtr::NULL, first.iter().map(size).product(), last)
 }
 
 fn copy_rows(

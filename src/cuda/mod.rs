@@ -53,6 +53,9 @@ impl From<DriverError> for Error {
     }
 }
 
+/// What a driver says of a graph that it does not have.
+const NO_GRAPH: &str = "a graph of another driver, or one that was given back";
+
 /// A result of a driver call.
 pub type Result<T> = std::result::Result<T, DriverError>;
 
@@ -97,6 +100,15 @@ pub struct EventId(pub usize);
 /// A captured list of launches. Valid for the driver that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GraphId(pub usize);
+
+/// Bytes of a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What nobody has taken.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
 
 /// Launch geometry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +203,12 @@ pub trait Driver {
     /// For messages: a card's name, or the virtual machine's.
     fn name(&self) -> String;
 
+    /// What there is of its memory.
+    ///
+    /// # Errors
+    /// A failed call; not while capturing.
+    fn memory(&self) -> Result<DeviceMemory>;
+
     /// Memory that nobody has written, at a multiple of 256 bytes; `label` names it in messages.
     ///
     /// # Errors
@@ -282,6 +300,12 @@ pub trait Driver {
     /// # Errors
     /// As for the launches in it.
     fn replay(&self, graph: GraphId) -> Result<()>;
+
+    /// Gives a captured list back, once the work under way is done.
+    ///
+    /// # Errors
+    /// If it is not this driver's, or was given back; not while capturing.
+    fn drop_graph(&self, graph: GraphId) -> Result<()>;
 
     /// Waits for all work.
     ///

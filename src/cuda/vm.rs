@@ -7,8 +7,10 @@ use std::time::Instant;
 use ptxvm::{Counters, Launch, Loc, Machine, Program};
 
 use super::{
-    Arg, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile, KernelId, Result,
+    Arg, DeviceMemory, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile,
+    KernelId, NO_GRAPH, Result,
 };
+use crate::device::host_memory;
 
 pub use ptxvm::Options as VmOptions;
 
@@ -21,6 +23,8 @@ pub struct VmDriver {
 
 struct State {
     machine: Machine,
+    /// Bytes that may be allocated.
+    memory_bytes: u64,
     /// PTX that stands in for an embedded file's.
     replaced: HashMap<String, String>,
     programs: HashMap<&'static str, usize>,
@@ -28,14 +32,14 @@ struct State {
     /// Program and symbol of each kernel.
     kernels: Vec<(usize, String)>,
     events: Vec<Instant>,
-    graphs: Vec<Vec<Work>>,
+    /// None where it was given back.
+    graphs: Vec<Option<Arc<[Work]>>>,
     capture: Option<Vec<Work>>,
     /// By kernel.
     counters: BTreeMap<String, Counters>,
 }
 
 /// What a capture notes.
-#[derive(Clone)]
 enum Work {
     Launch(KernelId, Geometry, Vec<Arg>),
     Fill(DevicePtr, u8, usize),
@@ -44,11 +48,12 @@ enum Work {
 }
 
 impl VmDriver {
-    /// A machine without memory in use.
+    /// A machine without memory in use. It has half of this computer's.
     pub fn new(options: VmOptions) -> VmDriver {
         VmDriver {
             state: Arc::new(Mutex::new(State {
                 machine: Machine::new(options),
+                memory_bytes: host_memory() / 2,
                 replaced: HashMap::new(),
                 programs: HashMap::new(),
                 loaded: vec![],
@@ -64,6 +69,12 @@ impl VmDriver {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic in the machine leaves memory as it was at some instruction.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The same with that much memory.
+    pub fn with_memory(self, bytes: u64) -> VmDriver {
+        self.state().memory_bytes = bytes;
+        self
     }
 
     /// By kernel, what all its launches since the last call counted.
@@ -96,6 +107,15 @@ fn failed(call: &str, reason: &dyn std::fmt::Display) -> DriverError {
 }
 
 impl State {
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory {
+            free: self
+                .memory_bytes
+                .saturating_sub(self.machine.allocated_bytes()),
+            total: self.memory_bytes,
+        }
+    }
+
     fn not_capturing(&self, call: &str) -> Result<()> {
         match self.capture {
             None => Ok(()),
@@ -155,9 +175,22 @@ impl Driver for VmDriver {
         "PTX virtual machine".into()
     }
 
+    fn memory(&self) -> Result<DeviceMemory> {
+        let state = self.state();
+        state.not_capturing("memory")?;
+        Ok(state.memory())
+    }
+
     fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr> {
         let mut state = self.state();
         state.not_capturing("alloc")?;
+        if bytes as u64 > state.memory().free {
+            return Err(DriverError::OutOfMemory {
+                device: self.name(),
+                bytes,
+                label: label.into(),
+            });
+        }
         Ok(DevicePtr(state.machine.alloc(bytes, label)))
     }
 
@@ -267,7 +300,7 @@ impl Driver for VmDriver {
         let mut state = self.state();
         match state.capture.take() {
             Some(list) => {
-                state.graphs.push(list);
+                state.graphs.push(Some(list.into()));
                 Ok(GraphId(state.graphs.len() - 1))
             }
             None => Err(failed("end of a capture", &"none is under way")),
@@ -277,10 +310,18 @@ impl Driver for VmDriver {
     fn replay(&self, graph: GraphId) -> Result<()> {
         let mut state = self.state();
         state.not_capturing("replay")?;
-        let Some(list) = state.graphs.get(graph.0).cloned() else {
-            return Err(failed("replay", &"a graph of another driver"));
+        let Some(list) = state.graphs.get(graph.0).cloned().flatten() else {
+            return Err(failed("replay", &NO_GRAPH));
         };
         list.iter().try_for_each(|work| state.run(work))
+    }
+
+    fn drop_graph(&self, graph: GraphId) -> Result<()> {
+        let mut state = self.state();
+        state.not_capturing("drop of a graph")?;
+        let list = state.graphs.get_mut(graph.0).and_then(Option::take);
+        list.map(drop)
+            .ok_or_else(|| failed("drop of a graph", &NO_GRAPH))
     }
 
     fn synchronize(&self) -> Result<()> {

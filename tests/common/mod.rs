@@ -3,7 +3,11 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod adapters;
+#[cfg(feature = "cuda")]
+pub mod counting;
 pub mod golden;
+#[cfg(feature = "cuda")]
+pub mod kernel_model;
 pub mod sweep;
 pub mod tiny;
 pub mod world;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum { OK, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_FOUND = 500 };
+#define MEMORY (1ull << 30)
 #define CHECK(rule) \
     do { \
         if (!(rule)) { fprintf(stderr, "%s: broken: %s\n", __func__, #rule); abort(); } \
@@ -25,7 +26,7 @@ typedef struct { Op ops[4096]; int n; } List;
 static List queue, captured;
 static int retained, live, capturing, max_shared = 49152, stream_made, recorded;
 static char *current, *pinned;
-static size_t pinned_bytes;
+static size_t pinned_bytes, taken;
 static char context, stream, module, function, graph_made;
 
 static int machine(const char *name) {
@@ -54,7 +55,7 @@ int cuDriverGetVersion(int *v) { *v = machine("old") ? 12040 : 13000; return OK;
 int cuDeviceGetCount(int *n) { *n = 1; return OK; }
 int cuDeviceGet(int *d, int i) { *d = 7; return i ? INVALID_VALUE : OK; }
 int cuDeviceGetName(char *s, int n, int d) { CHECK(d == 7); snprintf(s, n, "Fake"); return OK; }
-int cuDeviceTotalMem_v2(size_t *n, int d) { CHECK(d == 7); *n = 1ull << 30; return OK; }
+int cuDeviceTotalMem_v2(size_t *n, int d) { CHECK(d == 7); *n = MEMORY; return OK; }
 int cuDeviceGetAttribute(int *v, int what, int d) {
     CHECK(d == 7);
     *v = what == 75 ? (machine("volta") ? 7 : 9) : what == 76 ? 0 : what == 97 ? 232448 : -1;
@@ -86,14 +87,31 @@ int cuMemHostAlloc(void **p, size_t n, unsigned flags) {
     need(); CHECK(!pinned && flags == 0); live++; *p = pinned = malloc(n); pinned_bytes = n; return OK;
 }
 int cuMemFreeHost(void *p) { need(); CHECK(p == pinned && !queue.n); live--; free(p); return OK; }
+// The size lies in the 256 bytes before what is given away.
 int cuMemAlloc_v2(uint64_t *p, size_t n) {
     need(); CHECK(n > 0 && !capturing);
-    if (n > 1 << 30) return OUT_OF_MEMORY;
+    if (n > MEMORY - taken) return OUT_OF_MEMORY;
     live++;
-    *p = (uint64_t)aligned_alloc(256, (n + 255) / 256 * 256);
+    taken += n;
+    char *start = aligned_alloc(256, (n + 255) / 256 * 256 + 256);
+    *(size_t *)start = n;
+    *p = (uint64_t)(start + 256);
     return OK;
 }
-int cuMemFree_v2(uint64_t p) { need(); CHECK(!capturing); run_all(); live--; free((void *)p); return OK; }
+int cuMemFree_v2(uint64_t p) {
+    need(); CHECK(!capturing);
+    run_all();
+    live--;
+    taken -= *(size_t *)(p - 256);
+    free((void *)(p - 256));
+    return OK;
+}
+int cuMemGetInfo_v2(size_t *n_free, size_t *total) {
+    need(); CHECK(!capturing);
+    *n_free = MEMORY - taken;
+    *total = MEMORY;
+    return OK;
+}
 int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, void *s) {
     need(); CHECK(n > 0 && s == &stream);
     push((Op){'s', (char *)p, 0, n, v, 0});
@@ -169,7 +187,12 @@ int cuGraphInstantiateWithFlags(void **exec, void *g, unsigned long long flags) 
     return OK;
 }
 int cuGraphDestroy(void *g) { need(); CHECK(g == &graph_made); live--; return OK; }
-int cuGraphExecDestroy(void *exec) { need(); CHECK(!queue.n); live--; free(exec); return OK; }
+int cuGraphExecDestroy(void *exec) {
+    need(); CHECK(!queue.n && !capturing);
+    live--;
+    free(exec);
+    return OK;
+}
 int cuGraphLaunch(List *exec, void *s) {
     need(); CHECK(s == &stream && !capturing);
     for (int i = 0; i < exec->n; i++) push(exec->ops[i]);

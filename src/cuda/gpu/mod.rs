@@ -18,7 +18,8 @@ use self::kernels::{Kernel, Module};
 use super::Result;
 use super::installed::{Gpu, installed, reason};
 use super::{
-    Arg, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile, KernelId,
+    Arg, DeviceMemory, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile,
+    KernelId, NO_GRAPH,
 };
 
 /// Copies in up to this size do not wait for the queue.
@@ -39,7 +40,8 @@ pub struct GpuDriver {
     modules: RefCell<HashMap<*const u8, Module>>,
     kernels: RefCell<Vec<Kernel>>,
     events: RefCell<Vec<sys::CUevent>>,
-    graphs: RefCell<Vec<sys::CUgraphExec>>,
+    /// None where it was given back.
+    graphs: RefCell<Vec<Option<sys::CUgraphExec>>>,
     capture: Cell<Capture>,
 }
 
@@ -212,6 +214,15 @@ impl Driver for GpuDriver {
         format!("{} (cuda:{})", self.gpu.name, self.gpu.index)
     }
 
+    fn memory(&self) -> Result<DeviceMemory> {
+        self.bind_outside_capture("memory")?;
+        let (free, total) = result::mem_get_info().map_err(failed("memory"))?;
+        Ok(DeviceMemory {
+            free: free as u64,
+            total: total as u64,
+        })
+    }
+
     fn alloc(&self, bytes: usize, label: &str) -> Result<DevicePtr> {
         self.bind_outside_capture("alloc")?;
         // SAFETY: typed as bytes of no value yet. The driver gives nothing for nought.
@@ -352,16 +363,28 @@ impl Driver for GpuDriver {
             let _ = unsafe { result::graph::destroy(graph) };
         }
         let mut graphs = self.graphs.borrow_mut();
-        graphs.push(exec?);
+        graphs.push(Some(exec?));
         Ok(GraphId(graphs.len() - 1))
     }
 
     fn replay(&self, graph: GraphId) -> Result<()> {
         self.bind_outside_capture("replay")?;
-        let exec = self.graphs.borrow().get(graph.0).copied();
-        let exec = exec.ok_or_else(|| refused("replay", "a graph of another driver"))?;
-        // SAFETY: graph and stream live as long as `self`.
+        let exec = self.graphs.borrow().get(graph.0).copied().flatten();
+        let exec = exec.ok_or_else(|| refused("replay", NO_GRAPH))?;
+        // SAFETY: the graph was not given back, and the stream lives as long as `self`.
         unsafe { result::graph::launch(exec, self.stream) }.map_err(failed("replay"))
+    }
+
+    fn drop_graph(&self, graph: GraphId) -> Result<()> {
+        self.bind_outside_capture("drop_graph")?;
+        let mut graphs = self.graphs.borrow_mut();
+        let exec = graphs.get_mut(graph.0).and_then(Option::take);
+        let exec = exec.ok_or_else(|| refused("drop_graph", NO_GRAPH))?;
+        // A launch of it may be under way; a wait that fails leaves nothing running.
+        let waited = self.wait("drop_graph");
+        // SAFETY: made by `end_capture` and, being out of `graphs` now, destroyed once.
+        let destroyed = unsafe { result::graph::exec_destroy(exec) };
+        waited.and(destroyed.map_err(failed("drop_graph")))
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -380,7 +403,7 @@ impl Drop for GpuDriver {
             if !self.stream.is_null() {
                 let _ = result::stream::synchronize(self.stream);
             }
-            for graph in self.graphs.get_mut().drain(..) {
+            for graph in self.graphs.get_mut().drain(..).flatten() {
                 let _ = result::graph::exec_destroy(graph);
             }
             for event in self.events.get_mut().drain(..) {

@@ -1,6 +1,7 @@
 //! Where the values of a step lie on the device, for one bucket.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 
 use crate::cuda::ops::DeviceTensor;
 use crate::cuda::ops::attention;
@@ -30,21 +31,35 @@ impl Room {
     /// The room for a batch and for everything a little larger: few rooms serve all steps, and a
     /// block past a step's true rows returns at once.
     pub fn of(batch: &Batch) -> Room {
+        let bucket = Bucket {
+            tokens: batch.tokens(),
+            seqs: batch.seqs(),
+            items: batch.items(),
+            members: batch.members.len(),
+        };
+        Room {
+            prompt: batch.prompt,
+            ..Room::around(bucket, batch.longest())
+        }
+    }
+
+    /// The same for a batch of these extents, whose longest text has so many tokens and no prompt.
+    pub fn around(extents: Bucket, longest: usize) -> Room {
         // An eighth of the next power of two: at most a fifth of what is taken is left over.
         let coarse = |n: usize, least: usize| {
             n.max(1)
                 .next_multiple_of(least.max(n.next_power_of_two() / 8))
         };
         let bucket = Bucket {
-            tokens: coarse(batch.tokens(), 32),
-            seqs: coarse(batch.seqs(), 8),
-            items: coarse(batch.items(), 8),
-            members: batch.members.len(),
+            tokens: coarse(extents.tokens, 32),
+            seqs: coarse(extents.seqs, 8),
+            items: coarse(extents.items, 8),
+            members: extents.members,
         };
         Room {
             bucket,
-            longest: batch.longest().max(1).next_multiple_of(32),
-            prompt: batch.prompt,
+            longest: longest.max(1).next_multiple_of(32),
+            prompt: 0,
         }
     }
 }
@@ -88,15 +103,17 @@ impl Arena {
         self.bytes
     }
 
-    /// Makes it large enough; true if it moved, and with it all that was placed in it.
-    fn ensure(&mut self, driver: &dyn Driver, bytes: usize) -> Result<bool> {
-        if bytes <= self.bytes && self.ptr.is_some() {
-            return Ok(false);
-        }
+    /// Where it begins, if it is that large.
+    pub fn holding(&self, bytes: usize) -> Option<DevicePtr> {
+        self.ptr.filter(|_| bytes <= self.bytes)
+    }
+
+    /// Gives it back and takes a larger one: what was placed in it is gone.
+    pub fn grow(&mut self, driver: &dyn Driver, bytes: usize) -> Result<DevicePtr> {
         self.free(driver)?;
-        self.ptr = Some(driver.alloc(bytes, "activations")?);
-        self.bytes = bytes;
-        Ok(true)
+        let ptr = driver.alloc(bytes, "activations")?;
+        (self.ptr, self.bytes) = (Some(ptr), bytes);
+        Ok(ptr)
     }
 
     /// Gives it back.
@@ -106,70 +123,119 @@ impl Arena {
     }
 }
 
-impl Memory {
-    /// Bytes of the arena that a graph takes in a room.
-    pub fn planned_bytes(graph: &Graph, room: &Room) -> usize {
+/// Where a graph's values and scratch lie in the arena: planned once a room, placed when the arena is
+/// large enough.
+pub struct Layout<'g> {
+    graph: &'g Graph,
+    room: Room,
+    plan: Plan,
+    kinds: Vec<bool>,
+    bytes: usize,
+}
+
+impl<'g> Layout<'g> {
+    /// Plans a graph.
+    pub fn new(graph: &'g Graph, room: &Room) -> Layout<'g> {
         let kinds = f32_values(graph);
         let shape = |id: ValueId| shape(graph, id, &room.bucket, kinds[id.idx()]);
         let plan = Plan::sized(graph, room.bucket, Reuse::Packed, |id| words(&shape(id)));
-        let mut end = plan.arena_len * 4;
-        scratch(graph, room, &mut |t, _| {
-            end = end.next_multiple_of(ALIGN) + bytes(&t);
-            Ok(t)
-        })
-        .map_or(0, |_| end)
+        let mut layout = Layout {
+            graph,
+            room: *room,
+            plan,
+            kinds,
+            bytes: 0,
+        };
+        (_, layout.bytes) = layout.scratch(DevicePtr::NULL);
+        layout
     }
 
-    /// Plans a graph and places it: in the arena, or each value in an allocation of its own, which is
-    /// put on `owned`. True if the arena moved.
-    pub fn new(
-        driver: &dyn Driver,
-        graph: &Graph,
-        (room, reuse): (&Room, Reuse),
-        arena: &mut Arena,
-        owned: &mut Vec<DevicePtr>,
-    ) -> Result<(Memory, bool)> {
-        let kinds = f32_values(graph);
-        let shape = |id: ValueId| shape(graph, id, &room.bucket, kinds[id.idx()]);
-        let ids = || (0..graph.values.len() as u32).map(ValueId);
-        if reuse == Reuse::Spread {
-            let mut alloc = |t: DeviceTensor, label: &str| -> Result<DeviceTensor> {
-                let ptr = driver.alloc(bytes(&t), label)?;
-                owned.push(ptr);
-                Ok(DeviceTensor { ptr, ..t })
-            };
-            let mut tensors = Vec::with_capacity(graph.values.len());
-            for id in ids() {
-                let value = graph.get(id);
-                tensors.push(match value.role {
-                    Role::Temp | Role::Output => Some(alloc(shape(id), &value.name)?),
-                    _ => None,
-                });
-            }
-            let scratch = scratch(graph, room, &mut alloc)?;
-            return Ok((Memory { tensors, scratch }, false));
-        }
-        let plan = Plan::sized(graph, room.bucket, reuse, |id| words(&shape(id)));
-        let moved = arena.ensure(driver, Memory::planned_bytes(graph, room))?;
-        let base = arena.ptr.unwrap_or(DevicePtr::NULL);
+    /// Bytes of the arena that it takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Places it in an arena that begins at `base`.
+    pub fn place(&self, base: DevicePtr) -> Memory {
         let place = |id: ValueId| {
-            plan.span(id).map(|span| DeviceTensor {
+            let kind = self.kinds[id.idx()];
+            self.plan.span(id).map(|span| DeviceTensor {
                 ptr: base.offset(span.offset * 4),
-                ..shape(id)
+                ..shape(self.graph, id, &self.room.bucket, kind)
             })
         };
-        let tensors = ids().map(place).collect();
-        let mut end = plan.arena_len * 4;
-        let scratch = scratch(graph, room, &mut |t, _| {
+        Memory {
+            tensors: ids(self.graph).map(place).collect(),
+            scratch: self.scratch(base).0,
+        }
+    }
+
+    /// The scratch behind the plan's values, and the bytes from `base` to its end.
+    fn scratch(&self, base: DevicePtr) -> (Scratch, usize) {
+        let mut end = self.plan.arena_len * 4;
+        let Ok(scratch) = scratch::<Infallible>(self.graph, &self.room, &mut |t, _| {
             let at = end.next_multiple_of(ALIGN);
             end = at + bytes(&t);
             Ok(DeviceTensor {
                 ptr: base.offset(at),
                 ..t
             })
-        })?;
-        Ok((Memory { tensors, scratch }, moved))
+        });
+        (scratch, end)
     }
+}
+
+impl Memory {
+    /// Bytes that a graph takes in a room.
+    pub fn planned_bytes(graph: &Graph, room: &Room, reuse: Reuse) -> usize {
+        if reuse == Reuse::Packed {
+            return Layout::new(graph, room).bytes();
+        }
+        let mut sum = 0;
+        let Ok(_) = Memory::each::<Infallible>(graph, room, &mut |t, _| {
+            sum += bytes(&t).next_multiple_of(ALIGN);
+            Ok(t)
+        });
+        sum
+    }
+
+    /// Every value and scratch in an allocation of its own, which is put on `owned`.
+    pub fn spread(
+        driver: &dyn Driver,
+        graph: &Graph,
+        room: &Room,
+        owned: &mut Vec<DevicePtr>,
+    ) -> Result<Memory> {
+        Memory::each(graph, room, &mut |t, label| {
+            let ptr = driver.alloc(bytes(&t), label)?;
+            owned.push(ptr);
+            Ok(DeviceTensor { ptr, ..t })
+        })
+    }
+
+    /// Values and scratch, each placed by `alloc`.
+    fn each<E>(
+        graph: &Graph,
+        room: &Room,
+        alloc: &mut dyn FnMut(DeviceTensor, &str) -> std::result::Result<DeviceTensor, E>,
+    ) -> std::result::Result<Memory, E> {
+        let kinds = f32_values(graph);
+        let mut tensors = Vec::with_capacity(graph.values.len());
+        for id in ids(graph) {
+            let value = graph.get(id);
+            let shape = shape(graph, id, &room.bucket, kinds[id.idx()]);
+            tensors.push(match value.role {
+                Role::Temp | Role::Output => Some(alloc(shape, &value.name)?),
+                _ => None,
+            });
+        }
+        let scratch = scratch(graph, room, alloc)?;
+        Ok(Memory { tensors, scratch })
+    }
+}
+
+fn ids(graph: &Graph) -> impl Iterator<Item = ValueId> {
+    (0..graph.values.len() as u32).map(ValueId)
 }
 
 /// A value of the arena in a bucket, without a place.
@@ -193,11 +259,11 @@ fn words(t: &DeviceTensor) -> usize {
 }
 
 /// What the nodes of a graph need besides its values, each placed by `alloc`.
-fn scratch(
+fn scratch<E>(
     graph: &Graph,
     room: &Room,
-    alloc: &mut dyn FnMut(DeviceTensor, &str) -> Result<DeviceTensor>,
-) -> Result<Scratch> {
+    alloc: &mut dyn FnMut(DeviceTensor, &str) -> std::result::Result<DeviceTensor, E>,
+) -> std::result::Result<Scratch, E> {
     let b = &room.bucket;
     let step = StepBuffer::new(DevicePtr::NULL, *b, room.longest);
     let f32 = |rows, cols| DeviceTensor::f32(DevicePtr::NULL, rows, cols);

@@ -5,6 +5,7 @@
 
 pub mod memory;
 mod nodes;
+mod rooms;
 mod state;
 
 use std::collections::HashMap;
@@ -14,8 +15,9 @@ use std::time::{Duration, Instant};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use self::memory::{Arena, Memory, Room};
+use self::memory::{Memory, Room};
 use self::nodes::Run;
+use self::rooms::{Prepared, Replay, Rooms, free_all};
 use self::state::DeviceState;
 use super::state::TrainState;
 use super::{Executor, Observer, Pass, Ran, Told};
@@ -23,7 +25,7 @@ use crate::bad_input;
 use crate::cuda::device::{Device, Opened, Source};
 use crate::cuda::ops::{Context, DeviceTensor, embedding, layer_norm, phm};
 use crate::cuda::step_params::StepBuffer;
-use crate::cuda::{DevicePtr, Driver, EventId, GraphId};
+use crate::cuda::{self, DevicePtr, Driver, EventId, GraphId};
 use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
@@ -36,9 +38,8 @@ pub struct CudaExecutor {
     graph: Arc<Graph>,
     weights: HashMap<ValueId, DeviceTensor>,
     state: DeviceState,
-    rooms: HashMap<Room, Prepared>,
-    arena: Arena,
-    /// Allocations that are given back at the end.
+    rooms: Rooms,
+    /// Allocations of the state, which are given back at the end.
     owned: Vec<DevicePtr>,
     /// Of the last pass.
     last: Option<Room>,
@@ -48,22 +49,6 @@ pub struct CudaExecutor {
     observer: Option<Observer>,
     /// Marks between nodes that are observed, used again in each pass.
     marks: Vec<EventId>,
-}
-
-/// What is made once for a room.
-struct Prepared {
-    memory: Memory,
-    step: StepBuffer,
-    /// By the nodes of a pass.
-    replays: HashMap<(usize, usize), Replay>,
-}
-
-/// A list of launches.
-#[derive(Clone, Copy)]
-enum Replay {
-    /// It ran once: kernels are loaded, and it may come again.
-    Seen,
-    Captured(GraphId),
 }
 
 impl CudaExecutor {
@@ -81,20 +66,24 @@ impl CudaExecutor {
     ) -> Result<CudaExecutor> {
         check_graph(&graph)?;
         let mut opened = device.lock();
-        let mut weights = HashMap::new();
-        for id in graph.with_role(Role::Frozen) {
-            weights.insert(id, opened.weight(source, graph.get(id))?);
-        }
+        let before = opened.weight_names();
         let mut owned = Vec::new();
-        let on_device = DeviceState::new(opened.driver(), &graph, state, &mut owned)?;
+        let (weights, state) = match copy(&mut opened, source, (&graph, state), &mut owned) {
+            Ok(copied) => copied,
+            Err(error) => {
+                // The device is left as it was; the error that is told is the one that came first.
+                let _ = free_all(opened.driver(), owned);
+                let _ = opened.keep_weights(&before);
+                return Err(error);
+            }
+        };
         drop(opened);
         Ok(CudaExecutor {
             device: device.clone(),
             graph,
             weights,
-            state: on_device,
-            rooms: HashMap::new(),
-            arena: Arena::default(),
+            state,
+            rooms: Rooms::default(),
             owned,
             last: None,
             true_rows: NOTHING,
@@ -114,33 +103,6 @@ impl CudaExecutor {
     /// Passes so far that replayed a list captured before.
     pub fn n_replays(&self) -> usize {
         self.n_replays
-    }
-
-    /// Plans and places a room, unless that was done.
-    fn prepare(&mut self, opened: &Opened, room: Room) -> Result<()> {
-        if self.rooms.contains_key(&room) {
-            self.last = Some(room);
-            return Ok(());
-        }
-        let driver = opened.driver();
-        let place = (&room, self.device.reuse());
-        let placed = Memory::new(driver, &self.graph, place, &mut self.arena, &mut self.owned);
-        if !matches!(placed, Ok((_, false))) {
-            // What was placed and captured before names memory that is gone.
-            self.rooms.clear();
-            self.last = None;
-        }
-        let (memory, _) = placed?;
-        let ptr = driver.alloc(StepBuffer::bytes(&room.bucket), "step")?;
-        self.owned.push(ptr);
-        let prepared = Prepared {
-            memory,
-            step: StepBuffer::new(ptr, room.bucket, room.longest).with_prompt(room.prompt),
-            replays: HashMap::new(),
-        };
-        self.rooms.insert(room, prepared);
-        self.last = Some(room);
-        Ok(())
     }
 
     fn over<'a>(&'a self, opened: &'a Opened, prepared: &'a Prepared) -> Run<'a> {
@@ -171,7 +133,7 @@ impl CudaExecutor {
         let Some(mut observer) = self.observer.take() else {
             return Ok(());
         };
-        let run = self.over(opened, &self.rooms[&room]);
+        let run = self.over(opened, self.rooms.at(&room));
         let mut launch = || {
             for (node, mark) in pass.nodes.clone().zip(&self.marks) {
                 observer(Told::Begins(node));
@@ -230,6 +192,15 @@ impl CudaExecutor {
     }
 }
 
+/// Bytes that an executor of `graph` takes beside frozen weights: trainable tensors of `members`, and the
+/// largest of its rooms.
+pub fn planned_bytes(graph: &Graph, members: usize, (rooms, reuse): (&[Room], Reuse)) -> u64 {
+    let room =
+        |room: &Room| Memory::planned_bytes(graph, room, reuse) + StepBuffer::bytes(&room.bucket);
+    let largest = rooms.iter().map(room).max().unwrap_or(0);
+    (DeviceState::bytes(graph, members) + largest) as u64
+}
+
 const NOTHING: Bucket = Bucket {
     tokens: 0,
     seqs: 0,
@@ -265,44 +236,39 @@ impl Executor for CudaExecutor {
         let opened = device.lock();
         let batch = pass.batch;
         let room = Room::of(batch);
-        self.prepare(&opened, room)?;
+        // What an earlier pass left is gone where the room finds no place.
+        self.last = None;
+        let place = (&room, self.device.reuse());
+        self.rooms.prepare(opened.driver(), &self.graph, place)?;
+        self.last = Some(room);
         self.true_rows = Bucket {
             tokens: batch.tokens(),
             seqs: batch.seqs(),
             items: batch.items(),
             members: batch.members.len(),
         };
-        self.bring(&opened, &self.rooms[&room], pass)?;
+        self.bring(&opened, self.rooms.at(&room), pass)?;
         if self.observer.is_some() {
             return self.observed(&opened, room, pass);
         }
+        let prepared = self.rooms.at(&room);
         let key = (pass.nodes.start, pass.nodes.end);
         let driver = opened.driver();
-        let prepared = &self.rooms[&room];
-        let run = self.over(&opened, prepared);
-        let next = match prepared.replays.get(&key) {
+        let launch = || self.over(&opened, prepared).nodes(pass.nodes.clone());
+        match prepared.replay(key) {
             Some(Replay::Captured(graph)) => {
-                driver.replay(*graph)?;
+                driver.replay(graph)?;
                 self.n_replays += 1;
-                return Ok(());
             }
             Some(Replay::Seen) if self.capture => {
-                driver.begin_capture()?;
-                let noted = run.nodes(pass.nodes.clone());
-                // A capture is ended whatever happened in it.
-                let graph = driver.end_capture();
-                noted?;
-                let graph = graph?;
+                let graph = captured(driver, launch)?;
+                self.rooms.note(&room, key, Replay::Captured(graph));
                 driver.replay(graph)?;
-                Replay::Captured(graph)
             }
             _ => {
-                run.nodes(pass.nodes.clone())?;
-                Replay::Seen
+                launch()?;
+                self.rooms.note(&room, key, Replay::Seen);
             }
-        };
-        if let Some(prepared) = self.rooms.get_mut(&room) {
-            prepared.replays.insert(key, next);
         }
         Ok(())
     }
@@ -336,7 +302,7 @@ impl Executor for CudaExecutor {
     }
 
     fn arena_bytes(&self) -> usize {
-        self.arena.bytes()
+        self.rooms.arena_bytes()
     }
 }
 
@@ -344,11 +310,56 @@ impl Drop for CudaExecutor {
     fn drop(&mut self) {
         let opened = self.device.lock();
         // A failure here is the echo of one that a call returned.
-        let _ = self.arena.free(opened.driver());
-        for ptr in self.owned.drain(..) {
-            let _ = opened.driver().free(ptr);
+        let _ = self.rooms.free(opened.driver());
+        let _ = free_all(opened.driver(), self.owned.drain(..));
+    }
+}
+
+/// The frozen weights of a graph, and room for its trainable tensors, which is put on `owned`.
+fn copy(
+    opened: &mut Opened,
+    source: Source<'_>,
+    (graph, state): (&Graph, &TrainState),
+    owned: &mut Vec<DevicePtr>,
+) -> Result<(HashMap<ValueId, DeviceTensor>, DeviceState)> {
+    let mut weights = HashMap::new();
+    for id in graph.with_role(Role::Frozen) {
+        weights.insert(id, opened.weight(source, graph.get(id))?);
+    }
+    let state = DeviceState::new(opened.driver(), graph, state, owned)?;
+    Ok((weights, state))
+}
+
+/// A capture under way. Dropped before its end, by an error or a panic, it is ended and given back: the
+/// device goes on.
+struct Capture<'a> {
+    driver: &'a dyn Driver,
+    under_way: bool,
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.under_way
+            && let Ok(graph) = self.driver.end_capture()
+        {
+            let _ = self.driver.drop_graph(graph);
         }
     }
+}
+
+/// What `launch` launches, noted and not run.
+fn captured(
+    driver: &dyn Driver,
+    launch: impl FnOnce() -> cuda::Result<()>,
+) -> cuda::Result<GraphId> {
+    driver.begin_capture()?;
+    let mut capture = Capture {
+        driver,
+        under_way: true,
+    };
+    launch()?;
+    capture.under_way = false;
+    driver.end_capture()
 }
 
 /// Fails if the kernels do not take a graph: before anything is copied, and with what to do.

@@ -89,6 +89,18 @@ impl DeviceState {
         })
     }
 
+    /// Bytes that [`DeviceState::new`] allocates.
+    pub fn bytes(graph: &Graph, members: usize) -> usize {
+        let layout = Layout::new(members, &shapes(graph));
+        let (flat, per_member) = (layout.len() * 4, |cols: usize| members * cols * 4);
+        let mut sizes = vec![flat, layout.half_len() * 2, layout.table().len()];
+        if graph.nodes.iter().any(|op| matches!(op, Op::AdamStep(_))) {
+            sizes.extend([flat; 3]);
+            sizes.extend([1, 4, layout.n_chunks()].map(per_member));
+        }
+        sizes.into_iter().map(|bytes| bytes.max(16)).sum()
+    }
+
     /// The f32 values (G, rows, cols) of a trainable value.
     pub fn value(&self, id: ValueId) -> DeviceTensor {
         self.part(self.values, id)
