@@ -2,17 +2,20 @@
 //!
 //! Several may live in one process: each has its own pool of threads and nothing is global.
 
+mod home;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::home::Home;
 use crate::adapter::Adapter;
 use crate::adapter::file::AdapterFile;
 use crate::adapter_set::AdapterSet;
 use crate::bad_input;
 #[cfg(feature = "cuda")]
-use crate::cuda::{device::Device, installed::installed};
+use crate::cuda::device::Device;
 use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::exec::cpu::CpuExecutor;
@@ -44,14 +47,6 @@ pub struct EngineOptions {
     pub device: DeviceChoice,
 }
 
-/// Where an engine computes.
-enum Home {
-    /// Its pool of threads.
-    Cpu,
-    #[cfg(feature = "cuda")]
-    Cuda(Device),
-}
-
 /// The thread that loads a tokenizer, and how long that took.
 type Loader = JoinHandle<(Result<Tokenizer>, Duration)>;
 
@@ -68,6 +63,7 @@ pub struct Engine {
     pool: Arc<rayon::ThreadPool>,
     threads: usize,
     home: Home,
+    device: DeviceChoice,
     profiler: Option<Profiler>,
 }
 
@@ -78,6 +74,25 @@ impl Engine {
     /// See [`TextModelFiles::open`]. A tokenizer that can't be read is reported by the first call
     /// that needs it.
     pub fn open(folder: &Path, options: EngineOptions) -> Result<Engine> {
+        Engine::load(folder, options, Home::open)
+    }
+
+    /// The same on a device that is open already, whose name is that of `options`. Engines of one model
+    /// may share it.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    #[cfg(feature = "cuda")]
+    pub fn open_on(folder: &Path, options: EngineOptions, device: Device) -> Result<Engine> {
+        let home = |choice| Ok((Home::Cuda(device), choice));
+        Engine::load(folder, options, home)
+    }
+
+    fn load(
+        folder: &Path,
+        options: EngineOptions,
+        home: impl FnOnce(DeviceChoice) -> Result<(Home, DeviceChoice)>,
+    ) -> Result<Engine> {
         let files = TextModelFiles::open(folder)?;
         let (path, config) = (files.tokenizer.clone(), files.config.clone());
         let load = move || {
@@ -92,10 +107,6 @@ impl Engine {
             handle: Mutex::new(Some(handle)),
             ready: OnceLock::new(),
         };
-        Engine::assemble(TextModel::new(files), tokenizer, options)
-    }
-
-    fn assemble(model: TextModel, tokenizer: Loading, options: EngineOptions) -> Result<Engine> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = options.threads.unwrap_or(cores);
         if threads == 0 {
@@ -105,12 +116,14 @@ impl Engine {
             .num_threads(threads)
             .build()
             .map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        let (home, device) = home(options.device)?;
         Ok(Engine {
-            model,
+            model: TextModel::new(files),
             tokenizer,
             pool: Arc::new(pool),
             threads,
-            home: home(options.device)?,
+            home,
+            device,
             profiler: None,
         })
     }
@@ -165,6 +178,11 @@ impl Engine {
     /// Its pool of threads.
     pub fn pool(&self) -> Arc<rayon::ThreadPool> {
         self.pool.clone()
+    }
+
+    /// Where it computes. Never [`DeviceChoice::Auto`], but what that took.
+    pub fn device(&self) -> DeviceChoice {
+        self.device
     }
 
     /// Where it computes, for people: the CPU, a card, the virtual machine.
@@ -319,41 +337,6 @@ impl Engine {
             ),
             None => format!("every weight of {file} is finite, but they overflow when multiplied"),
         }
-    }
-}
-
-/// The first GPU that this binary can run on.
-#[cfg(feature = "cuda")]
-fn first_usable() -> Option<usize> {
-    let machine = installed().ok()?;
-    let mut gpus = machine.gpus.iter().map(|g| g.index);
-    gpus.find(|i| machine.usable(*i).is_ok())
-}
-
-/// Opens a device.
-#[cfg(feature = "cuda")]
-fn home(choice: DeviceChoice) -> Result<Home> {
-    Ok(match choice {
-        DeviceChoice::Cpu => Home::Cpu,
-        // Why there is none is said by `crosstune doctor`.
-        DeviceChoice::Auto => match first_usable() {
-            Some(index) => Home::Cuda(Device::gpu(index)?),
-            None => Home::Cpu,
-        },
-        DeviceChoice::Cuda(index) => Home::Cuda(Device::gpu(index)?),
-        DeviceChoice::Vm(arena) => Home::Cuda(Device::vm(arena)),
-    })
-}
-
-/// Opens a device.
-#[cfg(not(feature = "cuda"))]
-fn home(choice: DeviceChoice) -> Result<Home> {
-    match choice {
-        DeviceChoice::Cpu | DeviceChoice::Auto => Ok(Home::Cpu),
-        DeviceChoice::Cuda(_) | DeviceChoice::Vm(_) => Err(bad_input!(
-            "device: found {choice}, but this binary has no CUDA kernels; build it with \
-             `cargo build --release --features cuda`, or use --device cpu"
-        )),
     }
 }
 

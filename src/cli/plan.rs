@@ -150,6 +150,7 @@ impl Subject {
             seqs: args.texts,
             items: args.texts,
             shortest: args.tokens / args.texts.max(1),
+            longest: args.tokens.div_ceil(args.texts.max(1)),
         };
         let bucket = Bucket::holding(step.tokens, step.seqs, step.items, 1);
         let max_tokens = args.max_tokens;

@@ -46,7 +46,7 @@ struct Inputs {
 
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
-    let settings = args.settings()?;
+    let mut settings = args.settings()?;
     if args.print {
         print!("{}", settings.toml()?);
         return Ok(());
@@ -55,7 +55,14 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if !args.dry_run {
         check_folder(&required(&out, "out", "DIR for the sweep")?, &settings)?;
     }
+    // A sweep goes on where it was begun, unless it is told otherwise.
+    if let Some(device) = out.as_deref().and_then(|out| begun_on(out, &settings)) {
+        settings.options.entry("device").or_insert(device);
+    }
     let inputs = open_inputs(&settings)?;
+    settings
+        .options
+        .insert("device".into(), json!(inputs.engine.device()));
     inputs.languages.warnings.iter().for_each(warn);
     let folder = out.unwrap_or_default();
     let sweep = inputs.sweep(&folder);
@@ -112,21 +119,34 @@ fn check_folder(out: &Path, settings: &Settings) -> Result<()> {
         }
         return RunFolder::check(out);
     }
-    let mut kept = Options::new();
-    let origin = config.display().to_string();
-    for (key, value) in options::read(&config)? {
-        let value = options::value(&origin, &key, value)?;
-        kept.insert(key, value);
-    }
-    if settings.same(&kept) {
+    if settings.same(&kept(&config)?) {
         return Ok(());
     }
+    let origin = config.display();
     Err(bad_input!(
         "{}: holds another sweep, or a run; its settings are in {origin}; go on with it by \
          `crosstune sweep {origin}`, or choose another --out",
         out.display()
     )
     .into())
+}
+
+/// The options that a sweep was begun with.
+fn kept(config: &Path) -> Result<Options> {
+    let origin = config.display().to_string();
+    let mut kept = Options::new();
+    for (key, value) in options::read(config)? {
+        let value = options::value(&origin, &key, value)?;
+        kept.insert(key, value);
+    }
+    Ok(kept)
+}
+
+/// The device that this sweep was begun on, if it was begun in that folder.
+fn begun_on(out: &Path, settings: &Settings) -> Option<Value> {
+    let mut kept = kept(&out.join("config.toml")).ok()?;
+    let same = settings.same(&kept);
+    kept.shift_remove("device").filter(|_| same)
 }
 
 /// Makes the folder, or opens it to go on.
@@ -183,7 +203,7 @@ fn open_inputs(settings: &Settings) -> Result<Inputs> {
         codes: wanted.into_iter().map(|(l, _)| l).collect(),
         limits: Limits {
             members: settings.max_members(),
-            bytes: settings.memory_bytes(),
+            bytes: engine.training_memory(settings.memory_bytes())?,
         },
         save_every: common.recipe.save_every.unwrap_or(100),
         engine,

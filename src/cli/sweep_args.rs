@@ -14,7 +14,6 @@ use crosstune::train::objective::Strategy;
 use serde_json::{Value, json};
 
 use super::data::DataArgs;
-use super::doctor::memory_bytes;
 use super::method::{Method, MethodArgs};
 use super::{finite, options, train_args};
 
@@ -79,8 +78,8 @@ pub struct Args {
     /// Most members of a group, which share each step [default: 16]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     max_members: Option<usize>,
-    /// Most memory of a group's step, beside the mapped weights [default: half of this machine's].
-    /// Results do not depend on it.
+    /// Most memory of a group's step, beside the model's weights [default: half of this machine's, or
+    /// what a device has free, which is always the limit there]. Results do not depend on it.
     #[arg(long, value_name = "GIB", value_parser = finite::<f64>)]
     memory: Option<f64>,
     /// Most packed tokens of a pass through the model, as `train --max-tokens` has it, for all members
@@ -105,8 +104,16 @@ const COMMON: [&str; 7] = [
     "max-tokens",
 ];
 
-/// Options that change no result, and so may differ when a sweep goes on.
-const FREE: [&str; 5] = ["out", "threads", "save-every", "max-members", "memory"];
+/// Options that may differ when a sweep goes on: they change no result, but for the device, which each
+/// result names.
+const FREE: [&str; 6] = [
+    "out",
+    "threads",
+    "device",
+    "save-every",
+    "max-members",
+    "memory",
+];
 
 /// Options that stand in every name, and so need no mention.
 const NAMED: [&str; 6] = ["lang", "joint", "strategy", "lr", "ratio", "seed"];
@@ -288,13 +295,10 @@ impl Settings {
         given.map_or(16, |n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 
-    /// Most bytes of a group's step.
-    pub fn memory_bytes(&self) -> u64 {
-        let gib = (1u64 << 30) as f64;
-        match self.options.get("memory").and_then(Value::as_f64) {
-            Some(given) => (given * gib) as u64,
-            None => memory_bytes().unwrap_or(8 << 30) / 2,
-        }
+    /// Most bytes of a group's step, where they are given.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let given = self.options.get("memory").and_then(Value::as_f64);
+        given.map(|gib| (gib * (1u64 << 30) as f64) as u64)
     }
 
     /// The languages, `all` being those of the data set.

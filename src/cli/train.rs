@@ -69,7 +69,8 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         Some(folder) => folder,
         None => {
             let folder = RunFolder::create(&out)?;
-            folder.write_config(&args.resolved(inputs.names(), &config, every))?;
+            let found = (inputs.names(), inputs.engine.device());
+            folder.write_config(&args.resolved(found, &config, every))?;
             folder
         }
     };

@@ -232,11 +232,18 @@ impl Args {
         Ok(config)
     }
 
-    /// The same options with every default filled in: what a run folder keeps.
-    pub fn resolved(&self, lang: String, config: &MemberConfig, save_every: usize) -> Args {
+    /// The same options with every default filled in, and what `--device auto` took: what a run folder
+    /// keeps.
+    pub fn resolved(
+        &self,
+        (lang, device): (String, DeviceChoice),
+        config: &MemberConfig,
+        save_every: usize,
+    ) -> Args {
         let mut a = self.clone();
         a.lang = Some(lang);
         let r = &mut a.recipe;
+        r.device = Some(device);
         r.joint.get_or_insert(false);
         r.strategy = Some(config.strategy.to_string());
         r.text_loss = Some(config.text_loss.to_string());

@@ -5,7 +5,6 @@ use super::languages::Languages;
 use crate::bad_input;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::exec::state::TrainState;
 use crate::train::config::Shared;
 use crate::train::cost::Load;
 use crate::train::program::TrainProgram;
@@ -15,7 +14,7 @@ use crate::train::program::TrainProgram;
 pub struct Limits {
     /// Members of a group.
     pub members: usize,
-    /// Bytes of its arena, values, gradients and moments.
+    /// Bytes of [`Engine::training_bytes`].
     pub bytes: u64,
 }
 
@@ -28,7 +27,7 @@ pub struct Group {
     pub steps: usize,
     /// The most tokens that a step can hold.
     pub tokens: usize,
-    /// Bytes of arena, values, gradients and moments for that step.
+    /// Bytes of [`Engine::training_bytes`] for that step.
     pub bytes: u64,
 }
 
@@ -36,10 +35,10 @@ pub struct Group {
 type Queued = (usize, usize, Vec<Load>);
 
 /// Sizes groups of one kind of adapter.
-struct Sizer {
+struct Sizer<'a> {
+    engine: &'a Engine,
+    shared: &'a Shared,
     program: TrainProgram,
-    parameters: usize,
-    max_tokens: Option<usize>,
 }
 
 /// Steps of a member: epochs times batches an epoch, of the language with the most items.
@@ -147,7 +146,7 @@ fn too_large(name: &str, bytes: u64, limits: Limits) -> crate::error::Error {
     let gib = |n: u64| n as f64 / (1u64 << 30) as f64;
     bad_input!(
         "memory: {name} needs {:.3} GiB for its largest step, even alone, and {:.3} GiB are allowed; \
-         give a larger --memory, a smaller batch, or --max-tokens",
+         give a smaller batch, --max-tokens, or, where there is more, a larger --memory",
         gib(bytes),
         gib(limits.bytes)
     )
@@ -173,12 +172,13 @@ fn largest_round(spec: &Spec, language: &str, languages: &Languages) -> Result<L
         spec.config.strategy.partner(),
     ];
     let slots = spec.shared.adapter.prompt.as_ref().map_or(0, |p| p.length);
-    let (mut texts, mut shortest) = (0, usize::MAX);
+    let (mut texts, mut shortest, mut longest) = (0, usize::MAX, 0);
     for role in roles.into_iter().flatten() {
         texts += 1;
         for (sum, ids) in tokens.iter_mut().zip(train.text(role)?) {
-            *sum += ids.len() + slots;
-            shortest = shortest.min(ids.len() + slots);
+            let len = ids.len() + slots;
+            *sum += len;
+            (shortest, longest) = (shortest.min(len), longest.max(len));
         }
     }
     tokens.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
@@ -188,19 +188,19 @@ fn largest_round(spec: &Spec, language: &str, languages: &Languages) -> Result<L
         seqs: texts * items,
         items,
         shortest,
+        longest,
     })
 }
 
-impl Sizer {
-    fn new(engine: &Engine, shared: &Shared) -> Sizer {
+impl<'a> Sizer<'a> {
+    fn new(engine: &'a Engine, shared: &'a Shared) -> Sizer<'a> {
         let model = engine.model();
         let rates = shared.dropout(&model.config);
         let program = TrainProgram::new(&model.config, model.head, &shared.adapter, rates);
-        let parameters = TrainState::new(&program.graph, 0).parameters();
         Sizer {
+            engine,
+            shared,
             program,
-            parameters,
-            max_tokens: shared.max_tokens,
         }
     }
 
@@ -218,12 +218,13 @@ impl Sizer {
         sums
     }
 
-    /// Arena of the largest pass; four floats a parameter and member: value, gradient, moments.
+    /// What a group of them takes where the engine computes.
     fn bytes(&self, members: &[Queued]) -> u64 {
-        let (graph, n) = (&self.program.graph, members.len());
-        let arena = |load: &Load| 4 * load.largest_pass(graph, n, self.max_tokens).arena_len;
-        let arena = Self::rounds(members).iter().map(arena).max();
-        (arena.unwrap_or(0) + 16 * self.parameters * n) as u64
+        let rounds = Self::rounds(members);
+        let passes = rounds.iter().flat_map(|l| l.passes(self.shared.max_tokens));
+        let passes: Vec<Load> = passes.collect();
+        let trained = (&*self.program.graph, &self.shared.adapter);
+        self.engine.training_bytes(trained, members.len(), &passes)
     }
 
     fn group(&self, members: &[Queued]) -> Group {

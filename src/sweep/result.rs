@@ -37,6 +37,9 @@ pub struct MemberResult {
     pub skipped: u32,
     /// Why it was given up, if it was: nothing of it was tested then.
     pub failed: Option<String>,
+    /// What finished it, as `--device` names it: a sweep may go on elsewhere than where it was begun.
+    #[serde(default)]
+    pub device: String,
     /// Its share of the time that its group took in the process that finished it, evaluations and
     /// test included.
     pub seconds: f64,

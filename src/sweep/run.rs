@@ -334,6 +334,7 @@ impl Sweep<'_> {
             languages: spec.languages.iter().map(untested).collect(),
             skipped: outcome.skipped,
             failed: outcome.failed.clone(),
+            device: self.engine.device().to_string(),
             seconds: 0.0,
         };
         if member.failed.is_some() {

@@ -76,6 +76,8 @@ pub struct Load {
     pub items: usize,
     /// Tokens of the shortest text.
     pub shortest: usize,
+    /// Tokens of the longest text.
+    pub longest: usize,
 }
 
 impl Load {
@@ -86,27 +88,42 @@ impl Load {
             seqs: self.seqs + other.seqs,
             items: self.items + other.items,
             shortest: self.shortest.min(other.shortest),
+            longest: self.longest.max(other.longest),
         }
     }
 
-    /// The plan of the pass that needs most, in steps of so much or less: all at once, or with a
-    /// limit on its packed tokens either what fits in one pass or the objective over all texts.
-    pub fn largest_pass(&self, graph: &Graph, members: usize, max_tokens: Option<usize>) -> Plan {
-        let plan = |tokens, seqs, items| {
-            let bucket = Bucket::holding(tokens, seqs, items, members);
-            Plan::new(graph, bucket, Reuse::Packed)
-        };
+    /// The passes that need most, in steps of so much or less: all at once, or with a limit on a
+    /// pass's packed tokens the objective over all texts, and what fits in one pass.
+    pub fn passes(&self, max_tokens: Option<usize>) -> Vec<Load> {
         let Some(limit) = max_tokens.filter(|n| *n < self.tokens) else {
-            return plan(self.tokens, self.seqs, self.items);
+            return vec![*self];
         };
         let seqs = self.seqs.min(limit / self.shortest.max(1));
-        // A smaller step, which fits, has its items beside its texts.
-        let fits = plan(limit, seqs, self.items.min(seqs));
-        let objective = plan(0, self.seqs, self.items);
-        match objective.arena_len > fits.arena_len {
-            true => objective,
-            false => fits,
-        }
+        let objective = Load { tokens: 0, ..*self };
+        let fits = Load {
+            tokens: limit,
+            seqs,
+            // A smaller step, which fits, has its items beside its texts.
+            items: self.items.min(seqs),
+            ..*self
+        };
+        vec![objective, fits]
+    }
+
+    /// The plan of the one of [`Load::passes`] that needs most.
+    pub fn largest_pass(&self, graph: &Graph, members: usize, max_tokens: Option<usize>) -> Plan {
+        let plan = |load: &Load| {
+            let bucket = Bucket::holding(load.tokens, load.seqs, load.items, members);
+            Plan::new(graph, bucket, Reuse::Packed)
+        };
+        let passes = self.passes(max_tokens);
+        let others = passes[1..].iter().map(plan);
+        others.fold(plan(&passes[0]), |most, plan| {
+            match plan.arena_len >= most.arena_len {
+                true => plan,
+                false => most,
+            }
+        })
     }
 }
 

@@ -1,0 +1,290 @@
+//! What an executor takes on a device, and that it gives it back: at its end, when it could not be made,
+//! when it plans anew, after a panic. And that a sweep's groups fit. In the virtual machine, which
+//! knows every byte.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
+
+use common::counting::Counting;
+use common::kernel_model::{config, data, executor, member, source};
+use common::tiny;
+use common::world::World;
+use crosstune::adapter::Adapter;
+use crosstune::cuda::device::Device;
+use crosstune::cuda::vm::{VmDriver, VmOptions};
+use crosstune::data::features::Features;
+use crosstune::data::{JsonlFiles, Protocol, Shots, Source};
+use crosstune::device::{DeviceChoice, VmArena};
+use crosstune::engine::{Engine, EngineOptions};
+use crosstune::error::Error;
+use crosstune::exec::Executor;
+use crosstune::exec::cuda::memory::Room;
+use crosstune::exec::cuda::{CudaExecutor, planned_bytes};
+use crosstune::exec::state::TrainState;
+use crosstune::graph::plan::Reuse;
+use crosstune::model::text::DropoutRates;
+use crosstune::sweep::Spec;
+use crosstune::sweep::languages::Reader;
+use crosstune::sweep::pack::{self, Limits};
+use crosstune::sweep::run::Sweep;
+use crosstune::tensor::Dtype;
+use crosstune::text::pack::Batch;
+use crosstune::train::config::{MemberConfig, Shared};
+use crosstune::train::objective::Strategy;
+use crosstune::train::program::{EncodeProgram, TrainProgram};
+use crosstune::weights::view::TensorView;
+
+fn vm() -> VmDriver {
+    VmDriver::new(VmOptions::default())
+}
+
+fn used(device: &Device) -> u64 {
+    let memory = device.memory().expect("told");
+    memory.total - memory.free
+}
+
+fn program() -> TrainProgram {
+    TrainProgram::new(&config(), true, &tiny::everything(3), DropoutRates::NONE)
+}
+
+fn batch(items: usize) -> Batch {
+    let c = config();
+    tiny::pack(&[&data(&c, 5, items, 4)], tiny::everything(3).layout(&c))
+}
+
+fn step(exec: &mut CudaExecutor, state: &mut TrainState, items: usize) {
+    let steps = [member(1, 0)];
+    exec.run(state, &batch(items), &steps).expect("ran");
+}
+
+#[test]
+fn an_executor_gives_back_what_it_took() {
+    let program = program();
+    for reuse in [Reuse::Packed, Reuse::Spread] {
+        let (device, counts) = Counting::open(vm(), reuse);
+        let mut state = tiny::state(&program.graph, &[1]);
+        let one_room = {
+            let mut exec = executor(&device, &program, &state);
+            step(&mut exec, &mut state, 3);
+            used(&device)
+        };
+        // The frozen weights stay for the next one.
+        let weights = used(&device);
+        let planned = planned_bytes(&program.graph, 1, (&[Room::of(&batch(3))], reuse));
+        match reuse {
+            Reuse::Packed => assert_eq!(one_room - weights, planned),
+            Reuse::Spread => assert!(one_room - weights <= planned, "{one_room} {planned}"),
+        }
+        let mut exec = executor(&device, &program, &state);
+        for items in [3, 3, 3, 9, 9, 9] {
+            step(&mut exec, &mut state, items);
+        }
+        // Captured lists of the smaller room named memory that moved.
+        let graphs = counts.graphs.load(Relaxed);
+        assert_eq!(graphs, if reuse == Reuse::Packed { 1 } else { 2 });
+        let largest = planned_bytes(&program.graph, 1, (&[Room::of(&batch(9))], reuse));
+        if reuse == Reuse::Packed {
+            assert_eq!(used(&device) - weights, largest);
+        }
+        drop(exec);
+        assert_eq!((used(&device), counts.graphs.load(Relaxed)), (weights, 0));
+    }
+}
+
+#[test]
+fn an_executor_that_cannot_be_made_leaves_nothing() {
+    let program = program();
+    let state = tiny::state(&program.graph, &[1]);
+    let frozen = tiny::frozen(&program.graph);
+    let whole = {
+        let device = Device::new(Box::new(vm()), Reuse::Packed);
+        let exec = executor(&device, &program, &state);
+        let whole = used(&device);
+        drop(exec);
+        whole
+    };
+    for twelfths in 0..12 {
+        let driver = vm().with_memory(whole * twelfths / 12);
+        let device = Device::new(Box::new(driver), Reuse::Packed);
+        let graph = program.graph.clone();
+        let made = CudaExecutor::new(&device, &|name| source(&frozen, name), graph, &state);
+        let error = made.err().expect("no room").to_string();
+        assert!(error.contains("no room for"), "{error}");
+        assert_eq!(used(&device), 0, "{twelfths}: {error}");
+    }
+    // Weights that the device can't hold.
+    let device = Device::new(Box::new(vm()), Reuse::Packed);
+    let huge = [1e6f32; 24 * 41];
+    let spoilt = |name: &str| match name.ends_with("layer.1.output.dense.weight") {
+        true => Ok(TensorView {
+            dtype: Dtype::F32,
+            shape: &[],
+            bytes: bytemuck::cast_slice(&huge),
+        }),
+        false => source(&frozen, name),
+    };
+    let made = CudaExecutor::new(&device, &spoilt, program.graph.clone(), &state);
+    let error = made.err().expect("not f16").to_string();
+    assert!(error.contains("which f16 can't"), "{error}");
+    assert_eq!(used(&device), 0);
+}
+
+/// Values after steps of few, many and few items.
+fn there_and_back(device: &Device) -> (Vec<f32>, u64) {
+    let program = program();
+    let mut state = tiny::state(&program.graph, &[1]);
+    let mut exec = executor(device, &program, &state);
+    let mut most = 0;
+    for items in [3, 3, 9, 9, 3, 3] {
+        step(&mut exec, &mut state, items);
+        most = most.max(used(device));
+    }
+    exec.store(&mut state).expect("stored");
+    (state.values, most)
+}
+
+#[test]
+fn rooms_make_way_for_others_where_memory_is_short() {
+    for reuse in [Reuse::Packed, Reuse::Spread] {
+        let (want, most) = there_and_back(&Device::new(Box::new(vm()), reuse));
+        let driver = vm().with_memory(most - 1);
+        let (got, less) = there_and_back(&Device::new(Box::new(driver), reuse));
+        assert!(less < most);
+        assert!(got == want, "{reuse:?}");
+    }
+}
+
+#[test]
+fn a_panic_in_a_capture_leaves_the_device_usable() {
+    let program = program();
+    let after = |panics: bool| {
+        let (device, counts) = Counting::open(vm(), Reuse::Packed);
+        let mut state = tiny::state(&program.graph, &[1]);
+        let mut exec = executor(&device, &program, &state);
+        step(&mut exec, &mut state, 3);
+        if panics {
+            let next = counts.launches.load(Relaxed) + 7;
+            counts.panic_at.store(next, Relaxed);
+            let run = || step(&mut exec, &mut state, 3);
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+            assert_eq!(counts.graphs.load(Relaxed), 0);
+        }
+        (0..3).for_each(|_| step(&mut exec, &mut state, 3));
+        assert_eq!(exec.n_replays(), 2);
+        exec.store(&mut state).expect("stored");
+        drop(exec);
+        assert_eq!(counts.graphs.load(Relaxed), 0);
+        state.values
+    };
+    assert!(after(true) == after(false));
+}
+
+/// Four members of one kind.
+fn specs() -> Vec<Spec> {
+    let spec = |lr: f64| Spec {
+        name: format!("lr{lr}"),
+        row: "baseline1".into(),
+        languages: vec!["de".into()],
+        shared: Shared {
+            adapter: Adapter::lora(2),
+            ..Shared::default()
+        },
+        config: MemberConfig {
+            strategy: Strategy::Baseline1,
+            lr,
+            epochs: 1,
+            batch: 5,
+            eval_every: 2,
+            ..MemberConfig::default()
+        },
+        init: None,
+    };
+    [1e-3, 2e-3, 3e-3, 4e-3].map(spec).into()
+}
+
+/// Sizes of the groups of a sweep on a machine of so much memory, and their bytes; it is run unless
+/// `out` is none.
+///
+/// # Errors
+/// If a member does not fit.
+fn swept(
+    w: &World,
+    driver: VmDriver,
+    members: usize,
+    out: Option<&str>,
+) -> Result<Vec<(usize, u64)>, Error> {
+    let device = Device::new(Box::new(driver), Reuse::Packed);
+    let options = EngineOptions {
+        threads: Some(1),
+        device: DeviceChoice::Vm(VmArena::Packed),
+    };
+    let engine = Engine::open_on(&w.path("model"), options, device).expect("opened");
+    let limits = Limits {
+        members,
+        bytes: engine.training_memory(None).expect("told"),
+    };
+    let source = Source::Jsonl(JsonlFiles::One(w.path("world.jsonl")));
+    let protocol = Protocol {
+        shots: Shots::Few(10),
+        ..Protocol::default()
+    };
+    let file = w.path("features.safetensors");
+    let features = Features::load(&file).expect("features");
+    let reader = Reader {
+        engine: &engine,
+        source: &source,
+        protocol: &protocol,
+        features: &features,
+        file: &file,
+    };
+    let wanted = [("de".to_string(), vec![Strategy::Baseline1])];
+    let languages = reader.read(&wanted).expect("read");
+    let specs = specs();
+    let all: Vec<usize> = (0..specs.len()).collect();
+    let groups = pack::pack(&engine, (&specs, &all), &languages, limits)?;
+    if let Some(out) = out {
+        let folder = w.path(out);
+        std::fs::create_dir(&folder).expect("made");
+        let sweep = Sweep {
+            engine: &engine,
+            folder: &folder,
+            model: "model",
+            specs: &specs,
+            languages: &languages,
+            limits,
+            save_every: 100,
+        };
+        let go_on = &mut |_: crosstune::sweep::run::Event<'_>| std::ops::ControlFlow::Continue(());
+        sweep.run(go_on).expect("ran");
+    }
+    Ok(groups.iter().map(|g| (g.members.len(), g.bytes)).collect())
+}
+
+#[test]
+fn groups_of_a_sweep_fit_in_the_devices_memory() {
+    let w = World::new();
+    let all = swept(&w, vm(), 16, Some("roomy")).expect("swept");
+    let pairs = swept(&w, vm(), 2, None).expect("packed");
+    assert_eq!((all.len(), all[0].0, pairs.len()), (1, 4, 2));
+    // So much that two fit and four don't, beside the weights and what a driver keeps.
+    let engine = Engine::open(&w.path("model"), EngineOptions::default()).expect("opened");
+    let model = engine.model();
+    let tower = EncodeProgram::new(&model.config, model.head, &Adapter::default());
+    let weights = Device::vm(VmArena::Packed).missing_bytes(&tower.graph);
+    let bytes = weights + (all[0].1 + pairs[0].1) / 2 / 9 * 10;
+    let few = swept(&w, vm().with_memory(bytes), 16, Some("short")).expect("swept");
+    assert!(few.len() > 1, "{few:?}");
+    let want = common::sweep::results(&w, "roomy");
+    assert_eq!(want.len(), 3 * 4 + 2);
+    common::sweep::assert_same(&w, "short", &want);
+    // Not even one.
+    let none = swept(&w, vm().with_memory(weights + 1000), 16, None);
+    let error = none.expect_err("no room").to_string();
+    assert!(
+        error.contains("for its largest step, even alone"),
+        "{error}"
+    );
+}
