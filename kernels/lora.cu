@@ -64,14 +64,18 @@ __forceinline__ __device__ uint4 masked(uint4 v, const Dropout& drop, const Memb
     return pack8(x);
 }
 
-// Column n of eight rows of a table (K, Rp), from k on.
-__forceinline__ __device__ uint4 column8(const __half* table, int k, int K, int ld) {
-    __half2 w[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        w[i] = __halves2half2(k + 2 * i < K ? table[2 * i * ld] : __half(0.f),
-                              k + 2 * i + 1 < K ? table[(2 * i + 1) * ld] : __half(0.f));
-    return *reinterpret_cast<uint4*>(w);
+// Column g, of lane 4 g + q, of eight rows of a table (K, Rp) from k + 8 q on; zeros past K. Lane l
+// fetches row k + l; `turned` is the warp's.
+__forceinline__ __device__ void columns8(unsigned (&b)[4], uint4 (&turned)[32], const __half* table,
+                                         int k, int K, int ld) {
+    int lane = threadIdx.x % 32;
+    // Rows 8 t to 8 t + 7 lie apart in all banks, and so do rows 2 m and 2 m + 1 of every t.
+    auto place = [](int row) { return row ^ row / 8 * 2; };
+    __syncwarp();
+    turned[place(lane)] = k + lane < K ? load16(table + (long long)(k + lane) * ld) : uint4{};
+    __syncwarp();
+    // Matrix m has rows 2 m and 2 m + 1 of every t: they become b[m].
+    ldmatrix4_trans(b, turned + place(lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2));
 }
 
 // Four warps share K in groups of 32 and add up in order. Of a group, lane 4 g + q holds halves
@@ -80,6 +84,7 @@ template <Table TABLE>
 __forceinline__ __device__ void project(const Projections& all, const StepParams* step,
                                         const TokenParams* tokens, int rows) {
     __shared__ __align__(8) float sums[4][16][8];
+    __shared__ uint4 turned[4][32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     int n_rows = step->n_rows[rows], row0 = blockIdx.x * 16;
     if (row0 >= n_rows) return;
@@ -96,7 +101,8 @@ __forceinline__ __device__ void project(const Projections& all, const StepParams
         const __half* own = p.table + m * table_rows * p.ld_table;
         float acc[4] = {};
         for (int k = warp * 32 + q * 8; k - q * 8 < p.K; k += 128) {
-            uint4 zero = make_uint4(0, 0, 0, 0), lo = zero, hi = zero, b = zero;
+            uint4 lo = {}, hi = {};
+            unsigned b[4] = {};
             const __half* x = p.inp + (long long)lo_row * p.ld_inp + k;
             if (k < p.K && lo_row < n_rows) lo = load16(x);
             if (k < p.K && hi_row < n_rows) hi = load16(x + 8ll * p.ld_inp);
@@ -104,14 +110,15 @@ __forceinline__ __device__ void project(const Projections& all, const StepParams
                 lo = masked(lo, p.drop, member, lo_token, k);
                 hi = masked(hi, p.drop, member, hi_token, k);
             }
-            int n = chunk * 8 + g;
-            if (k < p.K && TABLE == Table::N_K)
-                b = load16(own + (long long)n * p.ld_table + k);
-            else if (k < p.K)
-                b = column8(own + (long long)k * p.ld_table + n, k, p.K, p.ld_table);
+            if (TABLE == Table::K_N) {
+                columns8(b, turned[warp], own + chunk * 8, k - q * 8, p.K, p.ld_table);
+            } else if (k < p.K) {
+                uint4 row = load16(own + (chunk * 8 + g) * (long long)p.ld_table + k);
+                b[0] = row.x, b[1] = row.y, b[2] = row.z, b[3] = row.w;
+            }
             unsigned even[4] = {lo.x, hi.x, lo.y, hi.y}, odd[4] = {lo.z, hi.z, lo.w, hi.w};
-            mma16816(acc, even, b.x, b.y);
-            mma16816(acc, odd, b.z, b.w);
+            mma16816(acc, even, b[0], b[1]);
+            mma16816(acc, odd, b[2], b[3]);
         }
         *reinterpret_cast<float2*>(&sums[warp][g][2 * q]) = make_float2(acc[0], acc[1]);
         *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * q]) = make_float2(acc[2], acc[3]);
