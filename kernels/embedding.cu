@@ -169,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward_table_f32(
     // NONE is no row: slots take no word, words no slot.
     constexpr unsigned NONE = ~0u;
     auto row_of = [=](unsigned i) {
-        TokenIds id = ids[i];
+        TokenIds id = load_whole(ids + i);
         return table == 0   ? (id.slot ? NONE : id.word)
                : table == 1 ? id.position
                : table == 2 ? id.token_type

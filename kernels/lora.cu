@@ -175,8 +175,10 @@ extern "C" __global__ void __launch_bounds__(256) lora_backward_params_f16(
             float a[8], b[8];
             unpack8(a, load16(s.coeff + (long long)t * Rp + r0));
             unpack8(b, load16(s.x + (long long)t * s.ld_x + n));
-            if (s.drop.threshold)
-                drop8(b, s.drop, member.seed, member.step, tokens[t].what, tokens[t].place, n);
+            if (s.drop.threshold) {
+                TokenParams token = load_whole(tokens + t);
+                drop8(b, s.drop, member.seed, member.step, token.what, token.place, n);
+            }
 #pragma unroll
             for (int i = 0; i < 8; ++i)
 #pragma unroll

@@ -22,6 +22,17 @@ __forceinline__ __device__ uint4 pack8(const float* x) {
 }
 
 __forceinline__ __device__ uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
+
+// A struct of 16 bytes in one request, which the compiler splits where a part alone is used. What it
+// reads must not change while the kernel runs.
+template <class T> __forceinline__ __device__ T load_whole(const T* p) {
+    static_assert(sizeof(T) == 16, "a request is of 16 bytes");
+    uint4 v;
+    asm("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(__cvta_generic_to_global(p)));
+    return *reinterpret_cast<T*>(&v);
+}
+
 __forceinline__ __device__ void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
 
 // Every lane gets the same bits: each step adds the same two numbers on both sides.

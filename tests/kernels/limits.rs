@@ -103,11 +103,6 @@ const MOVED: &[(&str, f64, &str)] = &[
         1.25,
         "log-sum-exps: 4 bytes of a row",
     ),
-    (
-        "embedding_backward_table_f32",
-        1.25,
-        "index reads: one of a token's four ids",
-    ),
     ("embedding_forward_f16", 1.5, F32_PARAMS),
     ("layer_norm_backward_f16", 1.55, F32_PARAMS),
     ("layer_norm_forward_f16", 1.5, F32_PARAMS),
@@ -115,11 +110,6 @@ const MOVED: &[(&str, f64, &str)] = &[
         "linear_backward_small_f16",
         1.25,
         "rows of low-rank tables: 16 bytes",
-    ),
-    (
-        "lora_backward_params_f16",
-        1.15,
-        "places of tokens, where there is dropout",
     ),
     ("phm_backward_f16", 1.3, "rows of rules: n numbers"),
 ];
