@@ -111,7 +111,6 @@ const MOVED: &[(&str, f64, &str)] = &[
         1.25,
         "rows of low-rank tables: 16 bytes",
     ),
-    ("phm_backward_f16", 1.3, "rows of rules: n numbers"),
 ];
 const F32_PARAMS: &str = "a lane's eight f32 parameters take two requests, the second from L1";
 
