@@ -91,14 +91,11 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// A file of one of several members, in a folder of its own; of the only one without.
-    pub fn member_file(&self, member: Option<&str>, name: &str) -> Result<PathBuf, Error> {
-        let Some(member) = member else {
-            return Ok(self.file(name));
-        };
-        let folder = self.path.join(member);
+    /// The folder of one of several members, which is made; of the only one, that of the run.
+    pub fn member_folder(&self, member: Option<&str>) -> Result<PathBuf, Error> {
+        let folder = member.map_or_else(|| self.path.clone(), |member| self.path.join(member));
         fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
-        Ok(folder.join(name))
+        Ok(folder)
     }
 
     /// The resolved settings.

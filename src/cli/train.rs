@@ -168,8 +168,7 @@ impl Run<'_> {
             );
         }
         let model = self.args.model.clone().unwrap_or_default();
-        let role = self.config.strategy.anchor();
-        let results = finish(self.inputs, &model, role, folder, (done?, before))?;
+        let results = finish(trainer, self.inputs, &model, folder, (done?, before))?;
         let mut summary = json!({
             "strategy": self.config.strategy,
             "text_loss": self.config.text_loss,
@@ -209,12 +208,12 @@ impl Run<'_> {
     fn announce(&self, progress: &mut Progress, parameters: usize, share: f64, before: &[Recall]) {
         let config = &self.inputs.engine.model().config;
         for (l, before) in self.inputs.languages.iter().zip(before) {
-            let validation = l.set.validation.as_ref().map_or(0, |v| v.len());
+            let validation = l.validation.len();
             progress.line(format_args!(
                 "{}: {} items, {validation} validation, {} test; {} layers of {}; {parameters} \
                  trainable parameters ({:.4} %); zero-shot test R@1 {:.4}",
-                l.name,
-                l.set.train.len(),
+                l.language,
+                l.train.len(),
                 l.test.len(),
                 config.layers,
                 config.hidden,
@@ -256,7 +255,7 @@ impl Run<'_> {
             } => {
                 let mark = if *best { ", the best so far" } else { "" };
                 let members = self.inputs.members();
-                let name = &members.get(*member)?.get(*language)?.name;
+                let name = &members.get(*member)?.get(*language)?.language;
                 progress.line(format_args!(
                     "step {step}: {name}: validation {}{mark}",
                     line(recall)

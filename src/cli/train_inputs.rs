@@ -1,39 +1,26 @@
 //! Everything that a run reads: the model, and what each language is trained and measured on.
 
-use std::sync::Arc;
-
 use anyhow::Result;
 use crosstune::bad_input;
-use crosstune::data::features::Features;
-use crosstune::data::{self, Needs, Protocol, Role, Shots, Source};
+use crosstune::data::{self, Shots, Source};
 use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::train::config::MemberConfig;
-use crosstune::train::examples::Examples;
+use crosstune::train::languages::{LanguageData, Reader};
 use crosstune::train::objective::Strategy;
-use crosstune::train::trainer::{LanguageSet, Member};
+use crosstune::train::trainer::Member;
 use crosstune::weights::hub;
 
 use super::data::required;
 use super::train::Args;
-
-/// A language of a run.
-pub struct LanguageInputs {
-    /// As the data set spells it.
-    pub name: String,
-    /// What it is trained on and validated with.
-    pub set: LanguageSet,
-    /// What it is reported on.
-    pub test: Examples,
-}
 
 /// Everything that a run reads.
 pub struct Inputs {
     /// The model.
     pub engine: Engine,
     /// The languages, in the order given.
-    pub languages: Vec<LanguageInputs>,
+    pub languages: Vec<LanguageData>,
     /// Whether one member learns all of them; else each has a member of its own.
     pub joint: bool,
     /// What looks wrong in the data.
@@ -68,18 +55,23 @@ impl Inputs {
             )
             .into());
         }
-        let mut reader = Reader {
+        let (features, file) = args.data.image_features()?;
+        let reader = Reader {
             engine: &engine,
-            source,
-            protocol,
-            strategy,
-            features: None,
-            warnings: Vec::new(),
-            many: names.len() > 1,
+            source: &source,
+            protocol: &protocol,
+            features: &features,
+            file: &file,
         };
-        let languages = names.iter().map(|name| reader.language(args, name));
-        let languages = languages.collect::<Result<_>>()?;
-        let warnings = reader.warnings;
+        let (mut languages, mut warnings) = (Vec::new(), Vec::new());
+        for name in &names {
+            let (language, found) = reader.language(name, &[strategy])?;
+            languages.push(language);
+            warnings.extend(found.into_iter().map(|w| match names.len() {
+                1 => w,
+                _ => format!("{name}: {w}"),
+            }));
+        }
         Ok(Inputs {
             engine,
             languages,
@@ -90,21 +82,21 @@ impl Inputs {
 
     /// Items of the largest language.
     pub fn most_items(&self) -> usize {
-        let items = self.languages.iter().map(|l| l.set.train.len());
+        let items = self.languages.iter().map(|l| l.train.len());
         items.max().unwrap_or(0)
     }
 
     /// The languages of each member.
-    pub fn members(&self) -> Vec<&[LanguageInputs]> {
+    pub fn members(&self) -> Vec<&[LanguageData]> {
         let size = if self.joint { self.languages.len() } else { 1 };
         self.languages.chunks(size).collect()
     }
 
     /// The members of a run, all with one configuration.
     pub fn train_members(&self, config: &MemberConfig) -> Vec<Member> {
-        let member = |languages: &[LanguageInputs]| Member {
+        let member = |languages: &[LanguageData]| Member {
             config: config.clone(),
-            languages: languages.iter().map(|l| l.set.clone()).collect(),
+            languages: languages.iter().map(LanguageData::set).collect(),
         };
         self.members().into_iter().map(member).collect()
     }
@@ -121,8 +113,8 @@ impl Inputs {
     }
 }
 
-fn joined(languages: &[LanguageInputs]) -> String {
-    let names = languages.iter().map(|l| l.name.as_str());
+fn joined(languages: &[LanguageData]) -> String {
+    let names = languages.iter().map(|l| l.language.as_str());
     names.collect::<Vec<_>>().join(",")
 }
 
@@ -143,47 +135,4 @@ fn language_names(source: &Source, lang: &str) -> Result<Vec<String>, Error> {
         }
     }
     Ok(names)
-}
-
-/// Reads one language after the other; image features are read once.
-struct Reader<'e> {
-    engine: &'e Engine,
-    source: Source,
-    protocol: Protocol,
-    strategy: Strategy,
-    features: Option<(Features, std::path::PathBuf)>,
-    warnings: Vec<String>,
-    many: bool,
-}
-
-impl Reader<'_> {
-    fn language(&mut self, args: &Args, name: &str) -> Result<LanguageInputs> {
-        let anchor = [self.strategy.anchor()];
-        let partner = self.strategy.partner();
-        let train: Vec<Role> = anchor.iter().copied().chain(partner).collect();
-        let needs = Needs {
-            train: &train,
-            eval: &anchor,
-        };
-        let loaded = data::load(&self.source, name, &self.protocol, needs)?;
-        let many = self.many;
-        let warnings = loaded.warnings.iter().map(|w| match many {
-            true => format!("{name}: {w}"),
-            false => w.to_string(),
-        });
-        self.warnings.extend(warnings);
-        let (features, file) = match self.features.take() {
-            Some(read) => self.features.insert(read),
-            None => self.features.insert(args.data.image_features()?),
-        };
-        let examples = |split| Examples::new(self.engine, split, features, file);
-        Ok(LanguageInputs {
-            name: name.to_string(),
-            set: LanguageSet {
-                train: Arc::new(examples(&loaded.train)?),
-                validation: Some(Arc::new(examples(&loaded.validation)?)),
-            },
-            test: examples(&loaded.test)?,
-        })
-    }
 }

@@ -1,19 +1,17 @@
 //! What a run leaves: adapters, their recall on the test items, a summary and a table.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use crosstune::adapter::Adapter;
-use crosstune::adapter::file::AdapterFile;
 use crosstune::data::Role;
-use crosstune::engine::{Engine, TextEncoder};
+use crosstune::engine::TextEncoder;
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
-use crosstune::train::trainer::{Outcome, evaluate};
+use crosstune::train::languages::LanguageData;
+use crosstune::train::trainer::{Outcome, Trainer, evaluate};
 use serde::Serialize;
 
 use super::run_folder::RunFolder;
-use super::train_inputs::{Inputs, LanguageInputs};
+use super::train_inputs::Inputs;
 
 /// An adapter on the test items of a language.
 #[derive(Serialize)]
@@ -37,17 +35,9 @@ pub struct LanguageResult {
 
 /// Recall of the model as it is, by language.
 pub fn zero_shot(inputs: &Inputs, role: Role) -> Result<Vec<Recall>> {
-    let encoder = TextEncoder::new(&inputs.engine, &Adapter::default())?;
-    recalls(&inputs.engine, encoder, &inputs.languages, role)
-}
-
-fn recalls(
-    engine: &Engine,
-    mut encoder: TextEncoder,
-    languages: &[LanguageInputs],
-    role: Role,
-) -> Result<Vec<Recall>> {
-    let languages = languages.iter();
+    let engine = &inputs.engine;
+    let mut encoder = TextEncoder::new(engine, &Adapter::default())?;
+    let languages = inputs.languages.iter();
     let all = languages.map(|l| evaluate(engine, &mut encoder, &l.test, role));
     Ok(all.collect::<Result<_, Error>>()?)
 }
@@ -56,9 +46,9 @@ fn recalls(
 ///
 /// The files of a run of several members lie in a folder of the language each.
 pub fn finish(
+    trainer: &mut Trainer<'_>,
     inputs: &Inputs,
     model: &str,
-    role: Role,
     folder: &RunFolder,
     (outcomes, before): (Vec<Outcome>, Vec<Recall>),
 ) -> Result<Vec<LanguageResult>> {
@@ -66,33 +56,16 @@ pub fn finish(
     let mut before = before.into_iter();
     let mut results = Vec::new();
     for (g, (outcome, languages)) in outcomes.into_iter().zip(&members).enumerate() {
-        let below = (members.len() > 1).then(|| languages[0].name.as_str());
-        let label = inputs.label(g);
-        let keep = |mut file: AdapterFile, name: &str| -> Result<Vec<Recall>> {
-            file.origin.extend(BTreeMap::from([
-                ("language".to_string(), label.clone()),
-                ("model".to_string(), model.to_string()),
-            ]));
-            file.save(&folder.member_file(below, name)?)?;
-            let mut encoder = TextEncoder::new(&inputs.engine, &file.config)?;
-            file.load_into(&mut encoder.state, 0)?;
-            recalls(&inputs.engine, encoder, languages, role)
-        };
-        let last = keep(outcome.last, "adapter_last.safetensors")?;
-        let mut best = Vec::new();
-        if let Some((file, score, step)) = outcome.best {
-            let tested = keep(file, "adapter_best.safetensors")?.into_iter();
-            best.extend(tested.map(|test| Tested {
-                test,
-                validation_score: Some(score),
-                step: Some(step),
-            }));
-        }
-        let mut best = best.into_iter();
-        for ((l, test), zero_shot) in languages.iter().zip(last).zip(before.by_ref()) {
+        let below = (members.len() > 1).then(|| languages[0].language.as_str());
+        let place = folder.member_folder(below)?;
+        let own: Vec<&LanguageData> = languages.iter().collect();
+        let kept = trainer.keep(g, &outcome, (&place, model), &own)?;
+        let mut best = kept.best.into_iter().flatten();
+        let found = outcome.best.as_ref();
+        for ((l, test), zero_shot) in languages.iter().zip(kept.last).zip(before.by_ref()) {
             results.push(LanguageResult {
-                language: l.name.clone(),
-                shots: l.set.train.len(),
+                language: l.language.clone(),
+                shots: l.train.len(),
                 test_items: l.test.len(),
                 zero_shot,
                 last: Tested {
@@ -100,7 +73,11 @@ pub fn finish(
                     validation_score: None,
                     step: None,
                 },
-                best: best.next(),
+                best: best.next().map(|test| Tested {
+                    test,
+                    validation_score: found.map(|(_, score, _)| *score),
+                    step: found.map(|(.., step)| *step),
+                }),
                 skipped_steps: outcome.skipped,
             });
         }

@@ -5,7 +5,6 @@
 //! on where it was stopped, [`table`] lays out what they reached as the paper does.
 
 pub mod grid;
-pub mod languages;
 pub mod pack;
 pub mod presets;
 pub mod result;

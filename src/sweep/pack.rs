@@ -1,12 +1,12 @@
 //! Groups: members that share a step, as many as memory and the user allow.
 
 use super::Spec;
-use super::languages::Languages;
 use crate::bad_input;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::train::config::Shared;
 use crate::train::cost::Load;
+use crate::train::languages::Languages;
 use crate::train::program::TrainProgram;
 
 /// How large a group may become.

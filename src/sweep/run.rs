@@ -5,13 +5,11 @@
 //! that group stood. Which members share a step changes no byte of them, so what is left may be
 //! packed anew.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Spec;
-use super::languages::Languages;
 use super::pack::{self, Group, Limits};
 use super::result::{self, MemberResult, Tested, ZeroShot, ZeroShotRow};
 use crate::adapter::Adapter;
@@ -20,9 +18,10 @@ use crate::bad_input;
 use crate::data::Role;
 use crate::engine::{Engine, TextEncoder};
 use crate::error::{Error, Result};
+use crate::eval::retrieval::Recall;
+use crate::train::languages::Languages;
 use crate::train::trainer::{
-    self, LanguageSet, Member, OnFailure, Outcome, SavePolicy, StepReport, Trainer, evaluate,
-    weights_hash,
+    self, Member, OnFailure, Outcome, SavePolicy, StepReport, Trainer, evaluate, weights_hash,
 };
 use crate::weights::write::write_atomic;
 
@@ -244,7 +243,7 @@ impl Sweep<'_> {
         })?;
         for (g, outcome) in outcomes.into_iter().enumerate().filter(|(g, _)| counts[*g]) {
             let spec = &self.specs[group.members[g]];
-            let mut member = self.finish(&mut trainer, spec, (ends[g], outcome))?;
+            let mut member = self.finish(&mut trainer, (g, spec), outcome)?;
             member.seconds = start.elapsed().as_secs_f64() / n as f64;
             result::write(&self.member_file(spec, "result.json"), &member)?;
             go_on(tell(Event::Finished(&member)))?;
@@ -297,13 +296,7 @@ impl Sweep<'_> {
     }
 
     fn member(&self, spec: &Spec) -> Result<Member> {
-        let set = |language: &String| {
-            let data = self.languages.get(language)?;
-            Ok(LanguageSet {
-                train: data.train.clone(),
-                validation: Some(data.validation.clone()),
-            })
-        };
+        let set = |language: &String| Ok(self.languages.get(language)?.set());
         Ok(Member {
             config: spec.config.clone(),
             languages: spec.languages.iter().map(set).collect::<Result<_>>()?,
@@ -314,8 +307,8 @@ impl Sweep<'_> {
     fn finish(
         &self,
         trainer: &mut Trainer<'_>,
-        spec: &Spec,
-        (steps, outcome): (usize, Outcome),
+        (g, spec): (usize, &Spec),
+        outcome: Outcome,
     ) -> Result<MemberResult> {
         let untested = |language: &String| Tested {
             language: language.clone(),
@@ -327,7 +320,7 @@ impl Sweep<'_> {
             row: spec.row.clone(),
             shared: spec.shared.clone(),
             config: spec.config.clone(),
-            steps,
+            steps: trainer.total_steps(g),
             parameters: outcome.last.parameters(),
             score: outcome.best.as_ref().map(|(_, score, _)| *score),
             best_step: outcome.best.as_ref().map(|(.., step)| *step),
@@ -340,7 +333,7 @@ impl Sweep<'_> {
         if member.failed.is_some() {
             return Ok(member);
         }
-        match self.test(trainer, (spec, steps), outcome) {
+        match self.test(trainer, (g, spec), &outcome) {
             Ok(tested) => member.languages = tested,
             Err(Error::Run(why)) => member.failed = Some(why),
             Err(error) => return Err(error),
@@ -351,39 +344,21 @@ impl Sweep<'_> {
     fn test(
         &self,
         trainer: &mut Trainer<'_>,
-        (spec, steps): (&Spec, usize),
-        outcome: Outcome,
+        (g, spec): (usize, &Spec),
+        outcome: &Outcome,
     ) -> Result<Vec<Tested>> {
-        let describe = |mut file: AdapterFile| {
-            file.origin.extend(BTreeMap::from([
-                ("language".to_string(), spec.languages.join(",")),
-                ("model".to_string(), self.model.to_string()),
-            ]));
-            file
+        let languages = spec.languages.iter().map(|l| self.languages.get(l));
+        let languages = languages.collect::<Result<Vec<_>>>()?;
+        let folder = self.folder.join(&spec.name);
+        let kept = trainer.keep(g, outcome, (&folder, self.model), &languages)?;
+        let mut best = kept.best.into_iter().flatten();
+        let tested = |(language, last): (&String, Recall)| Tested {
+            language: language.clone(),
+            last: Some(last),
+            best: best.next(),
         };
-        let role = spec.config.strategy.anchor();
-        let last = describe(outcome.last);
-        last.save(&self.member_file(spec, "adapter_last.safetensors"))?;
-        let best = outcome.best.map(|(file, _, step)| (describe(file), step));
-        if let Some((best, _)) = &best {
-            best.save(&self.member_file(spec, "adapter_best.safetensors"))?;
-        }
-        let mut tested = Vec::new();
-        for language in &spec.languages {
-            let test = &self.languages.get(language)?.test;
-            let after = trainer.measure(&last, test, role)?;
-            let chosen = match &best {
-                Some((_, step)) if *step == steps => Some(after.clone()),
-                Some((best, _)) => Some(trainer.measure(best, test, role)?),
-                None => None,
-            };
-            tested.push(Tested {
-                language: language.clone(),
-                last: Some(after),
-                best: chosen,
-            });
-        }
-        Ok(tested)
+        let each = spec.languages.iter().zip(kept.last);
+        Ok(each.map(tested).collect())
     }
 }
 

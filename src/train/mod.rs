@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cost;
 pub mod examples;
+pub mod languages;
 pub mod objective;
 pub mod program;
 pub mod schedule;

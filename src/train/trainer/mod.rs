@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod outcome;
+mod results;
 mod run_name;
 mod steps;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::evaluation::evaluate;
+pub use self::results::Kept;
 use self::run_name::run_name;
 pub use self::run_name::{examples_hash, weights_hash};
 use super::checkpoint::{self, MemberProgress, Progress};

@@ -1,4 +1,4 @@
-//! The languages of a sweep, each read and tokenised once for all its members.
+//! The languages of a run or a sweep, each read and tokenised once for all members.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::train::examples::Examples;
 use crate::train::objective::Strategy;
-use crate::train::trainer::examples_hash;
+use crate::train::trainer::{LanguageSet, examples_hash};
 
 /// One language's items.
 pub struct LanguageData {
@@ -24,6 +24,16 @@ pub struct LanguageData {
     pub validation: Arc<Examples>,
     /// To report.
     pub test: Examples,
+}
+
+impl LanguageData {
+    /// What a member trains on.
+    pub fn set(&self) -> LanguageSet {
+        LanguageSet {
+            train: self.train.clone(),
+            validation: Some(self.validation.clone()),
+        }
+    }
 }
 
 /// All languages of a sweep.
@@ -62,7 +72,9 @@ impl Reader<'_> {
             warnings: Vec::new(),
         };
         for (language, strategies) in wanted {
-            let one = self.language(language, strategies, &mut languages.warnings)?;
+            let (one, warnings) = self.language(language, strategies)?;
+            let named = warnings.iter().map(|w| format!("{language}: {w}"));
+            languages.warnings.extend(named);
             languages.list.push(one);
         }
         if data::languages(self.source)?.iter().any(|l| l == "en") {
@@ -76,12 +88,15 @@ impl Reader<'_> {
         Ok(languages)
     }
 
-    fn language(
+    /// Reads a language with the texts that some strategies need; says what looks wrong with its data.
+    ///
+    /// # Errors
+    /// As [`data::load`] and [`Examples::new`].
+    pub fn language(
         &self,
         language: &str,
         strategies: &[Strategy],
-        warnings: &mut Vec<String>,
-    ) -> Result<LanguageData> {
+    ) -> Result<(LanguageData, Vec<String>)> {
         let is = |role: &Role, of: fn(Strategy) -> Option<Role>| {
             strategies.iter().any(|s| of(*s) == Some(*role))
         };
@@ -98,14 +113,15 @@ impl Reader<'_> {
             eval: &anchors,
         };
         let loaded = data::load(self.source, language, self.protocol, needs)?;
-        warnings.extend(loaded.warnings.iter().map(|w| format!("{language}: {w}")));
-        Ok(LanguageData {
+        let data = LanguageData {
             language: language.to_string(),
             train: Arc::new(self.examples(&loaded.train)?),
             validation: Arc::new(self.examples(&loaded.validation)?),
             test: self.examples(&loaded.test)?,
             anchors,
-        })
+        };
+        let warnings = loaded.warnings.iter().map(ToString::to_string);
+        Ok((data, warnings.collect()))
     }
 
     fn examples(&self, split: &data::Split) -> Result<Examples> {
