@@ -5,10 +5,11 @@
 //           n += 1 and, with c = min(clip_norm / (norm + 1e-6), 1) / loss_scale:
 //           d = c grad + weight_decay value,  m = beta1 m + (1 - beta1) d,
 //           v = beta2 v + (1 - beta2) d d,
-//           value -= lr / (1 - beta1^n) m / (sqrt(v) / sqrt(1 - beta2^n) + eps), then halves = value.
+//           value -= lr / (1 - beta1^n) m / (sqrt(v) / sqrt(1 - beta2^n) + eps), then halves = value
+//           and, for what products read whole, low = value - halves.
 //           A member whose gradient is not finite is left as it is.
 // Arguments values grads m v f32: tensor after tensor, each (G, len), at the places that tensors
-//           (TensorParams) tells; halves f16: copies of some, rows padded; chunks (NC) Chunk: where
+//           (TensorParams) tells; halves f16: copies of some, rows padded, of all members, then their low; chunks (NC) Chunk: where
 //           each begins; partials (G, NC), norm n (G), factors (G, 4) f32; step StepParams, adams
 //           (G) AdamParams.
 // Layout    All at 16 bytes; the padding of halves is left as it is.
@@ -33,7 +34,8 @@ struct alignas(16) TensorParams {
     int len, cols;       // numbers of a member's copy and of its rows
     int half_len, ld;    // halves of a member's copy and from row to row
     int is_head;         // 1: it takes the head's learning rate
-    int unused[3];
+    int split;           // 1: low follows the copies
+    int unused[2];
 };
 
 struct Chunk {
@@ -80,10 +82,26 @@ __forceinline__ __device__ void copy_half(__half* halves, const TensorParams& t,
                                           const float* x, int n) {
     if (t.half_at < 0) return;
     __half* own = halves + t.half_at + (long long)blockIdx.y * t.half_len;
+    __half* low = own + (long long)gridDim.y * t.half_len;
+    if (t.cols % 4 == 0) {
+        // Four of one row, of which none is missing.
+        long long at = (long long)(i / t.cols) * t.ld + i % t.cols;
+        uint2 high = make_uint2(pack2(x[0], x[1]), pack2(x[2], x[3]));
+        *reinterpret_cast<uint2*>(own + at) = high;
+        float2 a = unpack2(high.x), b = unpack2(high.y);
+        if (t.split)
+            *reinterpret_cast<uint2*>(low + at) = make_uint2(pack2(x[0] - a.x, x[1] - a.y),
+                                                             pack2(x[2] - b.x, x[3] - b.y));
+        return;
+    }
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-        if (j < n)
-            own[(long long)((i + j) / t.cols) * t.ld + (i + j) % t.cols] = __float2half_rn(x[j]);
+    for (int j = 0; j < 4; ++j) {
+        if (j >= n) continue;
+        long long at = (long long)((i + j) / t.cols) * t.ld + (i + j) % t.cols;
+        __half half = __float2half_rn(x[j]);
+        own[at] = half;
+        if (t.split) low[at] = __float2half_rn(x[j] - __half2float(half));
+    }
 }
 
 }  // namespace

@@ -5,11 +5,12 @@
 //           D_ij = exp(l_ij - lse[i].0) + exp(l_ij - lse[j].1) - 2 [i = j] and
 //           s = 100 w loss_scale / 2n:  db = s D^T a,  da = s D b.
 //           Pair 0: a images, b anchors; 1: a partners, b anchors; 2: a images, b partners.
-// Arguments image dimage (N, E) f16; text dtext (S, E) f16; lse low terms (N, 2) f32; loss (G)
+// Arguments image (N, 2, ld) text (S, 2, ld) f16: rows, and what rounding to f16 took from them,
+//           each of E numbers; dimage (N, E) dtext (S, E) f16; lse low terms (N, 2) f32; loss (G)
 //           f32; step StepParams. low is what rounding took from lse, which is near 100, so that
 //           a small 1 - exp(l_ii - lse) keeps its digits. A member's texts are its anchors, then as
 //           many partners or none.
-// Layout    Rows lie `ld` halves apart, a multiple of 8, each pointer at 16 bytes; columns E..ld
+// Layout    Rows lie `ld` halves apart, 2 ld in image and text, a multiple of 8, each pointer at 16 bytes; columns E..ld
 //           are zero where read and written as zero.
 // Writes    = lse, low, terms, loss (0 where w is 0 or there are no partners), dtext of all texts,
 //           zero where no gradient flows, dimage (null: not wanted).
@@ -27,7 +28,7 @@ enum Target { ANCHORS = 0, PARTNERS = 1, IMAGES = 2 };
 
 constexpr float LOGIT_SCALE = 100.f;
 // Columns of a gradient block. D is in [-2, 2]; times 2^14 its small entries stay normal in f16. It
-// is spent as a rounded part and the rest: sums over features that share a mean cancel.
+// and the rows are spent as a rounded part and the rest: sums over features that share a mean cancel.
 constexpr int COLS = 256;
 constexpr float D_SCALE = 16384.f;
 
@@ -64,7 +65,49 @@ __forceinline__ __device__ Operand side_rows(const Work& w, int pair, int side, 
     bool is_image = side == 0 && pair != PARTNER_ANCHOR;
     bool partner = side == 0 ? pair == PARTNER_ANCHOR : pair == IMAGE_PARTNER;
     long long row = is_image ? w.item0 : partner ? w.partner0 : w.anchor0;
-    return {(is_image ? image : text) + row * ld, ld, w.n};
+    return {(is_image ? image : text) + row * 2 * ld, 2 * ld, w.n};
+}
+
+// A tile of a product of two sides, each rounded to f16 and what that took. The two rests' product
+// is below f32's own rounding; the small ones come first, lest they be rounded as a large sum is.
+__forceinline__ __device__ void cosines(float (&acc)[1][T::NI][4], __half* shared, const Operand& x,
+                                        const Operand& y, int i0, int j0, int E) {
+    int K = (E + 7) / 8 * 8;
+    Operand x_low = {x.data + x.ld / 2, x.ld, x.n_rows}, y_low = {y.data + y.ld / 2, y.ld, y.n_rows};
+    T::run<Table::N_K>(acc, shared, x, y_low, i0, j0, K);
+    T::run<Table::N_K>(acc, shared, x_low, y, i0, j0, K);
+    T::run<Table::N_K>(acc, shared, x, y, i0, j0, K);
+}
+
+// Columns e0 to e0 + COLS of 64 rows of a side from j0 on, on their way to `to`.
+__forceinline__ __device__ void load_columns(__half* to, const __half* from, int ld, int j0, int n,
+                                             int e0, int E) {
+#pragma unroll
+    for (int i = 0; i < ITEM_TILE * COLS / 8 / 256; ++i) {
+        int at = i * 256 + threadIdx.x, row = at / (COLS / 8), chunk = at % (COLS / 8);
+        bool ok = j0 + row < n && e0 + chunk * 8 < E;
+        const __half* src = ok ? from + (long long)(j0 + row) * ld + e0 + chunk * 8 : from;
+        cp_async16(to + swizzle<COLS / 8>(row, chunk), src, ok);
+    }
+    cp_async_commit();
+}
+
+// o (16 rows and half the columns a warp) += d (64, 64) side (64, COLS).
+__forceinline__ __device__ void add_product(float (&o)[COLS / 16][4], const __half* d,
+                                            const __half* side) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < ITEM_TILE; k += 16) {
+        unsigned a[4], b[4];
+        ldmatrix4(a, d + swizzle<ITEM_TILE / 8>(T::warp_m() + lane % 16, k / 8 + lane / 16));
+#pragma unroll
+        for (int j = 0; j < COLS / 16; j += 2) {
+            int chunk = T::warp_n() / T::WN * (COLS / 16) + j + lane / 16;
+            ldmatrix4_trans(b, side + swizzle<COLS / 8>(k + lane % 16, chunk));
+            mma16816(o[j], a, b[0], b[1]);
+            mma16816(o[j + 1], a, b[2], b[3]);
+        }
+    }
 }
 
 // Never fused with what is subtracted: the backward must see the forward's bits.
@@ -102,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
     float max[2] = {-1e30f, -1e30f}, sum[2] = {}, own[2] = {};
     for (int j0 = 0; j0 < w.n; j0 += T::BN) {
         float acc[1][T::NI][4] = {};
-        T::run<Table::N_K>(acc, shared, x, y, w.i0, j0, (E + 7) / 8 * 8);
+        cosines(acc, shared, x, y, w.i0, j0, E);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             int row = w.i0 + T::warp_m() + g + 8 * h;
@@ -155,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(128) contrastive_loss_f32(
 }
 
 // A block has 64 rows and COLS columns of one gradient: it makes the logits again, tile by tile,
-// and spends D as an operand of the second product.
+// and spends D as an operand of the second product, less the rests' own.
 // Grid: (ceil(N / 64) of the bucket + G, ceil(E / 256), 2, or 3 with dimage); block: 256.
 extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
     __half* dtext, __half* dimage, const __half* image, const __half* text, const float* lse,
@@ -183,16 +226,8 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
         const float *high = lse + 2ll * w.item0, *rest = low + 2ll * w.item0;
         for (int j0 = 0; j0 < w.n; j0 += T::BN) {
             float acc[1][T::NI][4] = {};
-            T::run<Table::N_K>(acc, shared, x, y, w.i0, j0, Ep);
-#pragma unroll
-            for (int i = 0; i < ITEM_TILE * COLS / 8 / 256; ++i) {
-                int at = i * 256 + threadIdx.x, row = at / (COLS / 8), chunk = at % (COLS / 8);
-                bool ok = j0 + row < w.n && e0 + chunk * 8 < Ep;
-                const __half* src =
-                    ok ? y.data + (long long)(j0 + row) * ld + e0 + chunk * 8 : y.data;
-                cp_async16(shared + swizzle<COLS / 8>(row, chunk), src, ok);
-            }
-            cp_async_commit();
+            cosines(acc, shared, x, y, w.i0, j0, E);
+            load_columns(shared, y.data, y.ld, j0, w.n, e0, Ep);
 #pragma unroll
             for (int k = 0; k < 2 * T::NI; ++k) {
                 int h = k % 2, j = k / 2, row = T::warp_m() + g + 8 * h, i = w.i0 + row;
@@ -217,23 +252,13 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
             }
             cp_async_wait<0>();
             __syncthreads();
-#pragma unroll
-            for (int k = 0; k < ITEM_TILE; k += 16) {
-                unsigned a[4], rest[4], b[4];
-                int row = T::warp_m() + lane % 16;
-                int at = swizzle<ITEM_TILE / 8>(row, k / 8 + lane / 16);
-                ldmatrix4(a, d[0] + at);
-                ldmatrix4(rest, d[1] + at);
-#pragma unroll
-                for (int j = 0; j < COLS / 16; j += 2) {
-                    int chunk = T::warp_n() / T::WN * (COLS / 16) + j + lane / 16;
-                    ldmatrix4_trans(b, shared + swizzle<COLS / 8>(k + lane % 16, chunk));
-                    mma16816(o[j], a, b[0], b[1]);
-                    mma16816(o[j + 1], a, b[2], b[3]);
-                    mma16816(o[j], rest, b[0], b[1]);
-                    mma16816(o[j + 1], rest, b[2], b[3]);
-                }
-            }
+            add_product(o, d[0], shared);
+            add_product(o, d[1], shared);
+            __syncthreads();
+            load_columns(shared, y.data + y.ld / 2, y.ld, j0, w.n, e0, Ep);
+            cp_async_wait<0>();
+            __syncthreads();
+            add_product(o, d[0], shared);
             __syncthreads();
         }
     }

@@ -3,7 +3,7 @@
 // Computes  z = word[id] + position[place] + token_type[type]; in slot s of a soft prompt, prompt[s]
 //           of the member stands in place of word[id];
 //           out = drop((z - mean) rstd weight + bias),  rstd = (var + eps)^-1/2.
-//           For the gradient, z and stats again, and d = drop(dout): dz, dweight and dbias are
+//           For the gradient, z rounded, its stats, and d = drop(dout): dz, dweight and dbias are
 //           layer_norm_backward's of it;  dtable_g[row] = sum of dz over member g's tokens that
 //           take the row.
 // Arguments word (V, C), position (P, C), token_type (K, C) f16; prompt (G, n_slots, C) f32, null
@@ -34,9 +34,9 @@ struct Tables {
     int n_slots;
 };
 
-// A warp's row of z, rounded to f16 so that both directions see the same; gives mean and rstd.
-__forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tables, unsigned member,
-                                         TokenIds ids, int C, int ld, float eps) {
+// A warp's row of z.
+__forceinline__ __device__ void gather(float (&z)[VECS][8], const Tables& tables, unsigned member,
+                                       TokenIds ids, int C, int ld) {
     int lane = threadIdx.x % 32;
     const __half* word = tables.word + (long long)ids.word * ld;
     const __half* position = tables.position + (long long)ids.position * ld;
@@ -56,9 +56,7 @@ __forceinline__ __device__ float2 gather(float (&z)[VECS][8], const Tables& tabl
         unpack8(t, load16(token_type + col));
 #pragma unroll
         for (int j = 0; j < 8; ++j) z[i][j] += t[j] + p[j];
-        unpack8(z[i], pack8(z[i]));
     }
-    return row_stats(z, C, ld, eps);
 }
 
 __forceinline__ __device__ void add4(float* to, const float* x) {
@@ -107,8 +105,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
     const MemberParams& member = step->members()[token.member];
     Dropout drop = {drop_threshold, drop_scale, drop_site};
     float z[VECS][8];
-    float2 stat = gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row],
-                         C, ld, eps);
+    gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row], C, ld);
+    float2 stat = row_stats(z, C, ld, eps);
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
@@ -137,21 +135,23 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_again_f16(
     const MemberParams& member = step->members()[token.member];
     Dropout drop = {drop_threshold, drop_scale, drop_site};
     float z[VECS][8];
-    float2 stat = gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row],
-                         C, ld, eps);
-    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
+    gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row], C, ld);
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
         if (col >= ld) continue;
         long long at = (long long)row * ld + col;
-        store16(z_out + at, pack8(z[i]));
+        uint4 rounded = pack8(z[i]);
+        store16(z_out + at, rounded);
+        unpack8(z[i], rounded);
         float dy[8];
         unpack8(dy, load16(dout + at));
         if (drop.threshold)
             drop8(dy, drop, member.seed, member.step, token.what, token.place, col);
         store16(d + at, pack8(dy));
     }
+    float2 stat = row_stats(z, C, ld, eps);
+    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
 }
 
 // Table 0 is word, 1 position, 2 token type, 3 the prompt. The first token of a member that takes a

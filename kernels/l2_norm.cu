@@ -1,11 +1,14 @@
 // Unit rows, without an epsilon, as CLIP has them: a row of zeros gives NaN.
 //
-// Computes  norm = |inp|,  out = inp / norm;  dinp = (dout - out (out . dout)) / norm.
-// Arguments inp out dout dinp (rows, E) f16; norm (rows, 1) f32; step StepParams.
-// Layout    Rows lie `ld` halves apart, a multiple of 8, each pointer at 16 bytes; columns E..ld are
-//           zero where read and written as zero.
-// Writes    = out, norm, dinp, which may be dout.
+// Computes  norm = |inp|,  out + low = inp / norm;  dinp = (dout - out (out . dout)) / norm.
+// Arguments inp (rows, E) f16, or f32 without padding; out (rows, 2, ld) f16: out and low, what
+//           rounding to f16 took from it; dout dinp (rows, E) f16; norm (rows, 1) f32; step
+//           StepParams.
+// Layout    Rows of f16 lie `ld` halves apart, a multiple of 8, those of out 2 ld; each pointer at
+//           16 bytes; columns E..ld are zero where read and written as zero.
+// Writes    = out, low, norm, dinp, which may be dout.
 // Source    Radford et al., "Learning transferable visual models" (2021), figure 3.
+#include "param.cuh"
 #include "step_params.cuh"
 #include "vec.cuh"
 
@@ -23,23 +26,31 @@ __forceinline__ __device__ bool find_row(unsigned& row, const StepParams* step, 
 
 // One warp a row. Grid: ceil(rows of the bucket / 4); block: 128.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) l2_norm_forward_f16(
-    __half* out, float* norm, const __half* inp, const StepParams* step, int rows, int E, int ld) {
+    __half* out, float* norm, const void* inp, const StepParams* step, int rows, int E, int ld,
+    int inp_is_half) {
     unsigned row;
     if (!find_row(row, step, rows)) return;
-    long long first = (long long)row * ld;
+    Param rows_in = {inp, bool(inp_is_half), inp_is_half ? ld : E};
     float x[8], sum = 0.f;
     for (int col = threadIdx.x % 32 * 8; col < ld; col += 256) {
-        unpack8(x, load16(inp + first + col));
+        load_param(x, rows_in, row, col, E);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum = fmaf(x[j], x[j], sum);
     }
     float length = sqrtf(warp_sum(sum));
     if (threadIdx.x % 32 == 0) norm[row] = length;
     for (int col = threadIdx.x % 32 * 8; col < ld; col += 256) {
-        unpack8(x, load16(inp + first + col));
+        load_param(x, rows_in, row, col, E);
+        float high[8];
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[j] = col + j < E ? x[j] / length : 0.f;
-        store16(out + first + col, pack8(x));
+        uint4 rounded = pack8(x);
+        unpack8(high, rounded);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] -= high[j];
+        __half* own = out + 2ll * row * ld + col;
+        store16(own, rounded);
+        store16(own + ld, pack8(x));
     }
 }
 
@@ -50,10 +61,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) l2_norm_backward_f16(
     unsigned row;
     if (!find_row(row, step, rows)) return;
     long long first = (long long)row * ld;
+    const __half* unit = out + 2 * first;
     float d[8], y[8], along = 0.f;
     for (int col = threadIdx.x % 32 * 8; col < ld; col += 256) {
         unpack8(d, load16(dout + first + col));
-        unpack8(y, load16(out + first + col));
+        unpack8(y, load16(unit + col));
 #pragma unroll
         for (int j = 0; j < 8; ++j) along = fmaf(d[j], y[j], along);
     }
@@ -61,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) l2_norm_backward_f16(
     float length = norm[row];
     for (int col = threadIdx.x % 32 * 8; col < ld; col += 256) {
         unpack8(d, load16(dout + first + col));
-        unpack8(y, load16(out + first + col));
+        unpack8(y, load16(unit + col));
 #pragma unroll
         for (int j = 0; j < 8; ++j) d[j] = col + j < E ? (d[j] - y[j] * along) / length : 0.f;
         store16(dinp + first + col, pack8(d));

@@ -1,6 +1,7 @@
 // Residual, dropout and layer norm in one (post-LN transformers).
 //
-// Computes  z = resid + drop(inp),  out = (z - mean) rstd weight + bias,  rstd = (var + eps)^-1/2.
+// Computes  z = resid + drop(inp),  out = (z - mean) rstd weight + bias,  rstd = (var + eps)^-1/2
+//           of z before it is rounded; stats are of what is stored.
 //           With xhat = (z - mean) rstd, d = dout weight:
 //           dz = rstd (d - mean(d) - xhat mean(d xhat)),  dinp = drop(dz),
 //           dweight = sum of dout xhat,  dbias = sum of dout over a member's rows.
@@ -45,13 +46,8 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
             drop8(x[i], drop, member.seed, member.step, token.what, token.place, col);
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[i][j] += r[j];
-        // Rounded first, so that the gradient sees the same z.
-        uint4 packed = pack8(x[i]);
-        unpack8(x[i], packed);
-        store16(z + first + col, packed);
     }
     float2 stat = row_stats(x, C, ld, eps);
-    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
@@ -62,7 +58,13 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
 #pragma unroll
         for (int j = 0; j < 8; ++j) w[j] = fmaf((x[i][j] - stat.x) * stat.y, w[j], b[j]);
         store16(out + first + col, pack8(w));
+        uint4 rounded = pack8(x[i]);
+        store16(z + first + col, rounded);
+        unpack8(x[i], rounded);
     }
+    // The gradient is that of the z it finds: the mean of others would not be its own.
+    float2 kept = row_stats(x, C, ld, eps);
+    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = kept;
 }
 
 // One block a chunk of a member's rows, one warp a row; a lane keeps the sums of its columns over
@@ -162,7 +164,7 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
 }  // namespace
 
 // Grid: ceil(T / 8) of the bucket; block: 256, one warp a row. C at most 1024.
-extern "C" __global__ void __launch_bounds__(256) layer_norm_forward_f16(
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_forward_f16(
     __half* out, __half* z, float* stats, const __half* inp, const __half* resid,
     const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens, int C,
     int ld, int param_is_half, long long weight_stride, long long bias_stride, float eps,

@@ -4,7 +4,7 @@
 // Computes  out_p = inp W_p^T + bias_p + scale_p u_p B_p^T for each part p,  act = gelu(out) (the
 //           exact one);  dinp = resid + sum over p of dout_p W_p + drop_p(v_p A_p).
 // Arguments inp dinp resid (rows, C) f16; out act dout (rows, sum of OC) f16; of each part: weight
-//           (OC, C) or (G, OC, C) f16, bias (OC) or (G, OC) f16, u v (rows, Rp) f16, lora_a
+//           (OC, C) or (G, OC, C) f16, and low, what rounding took from it; bias (OC) or (G, OC) f16, u v (rows, Rp) f16, lora_a
 //           (G, Rp, C) f16, lora_b (G, OC, Rp) f16; step StepParams, tokens TokenParams.
 // Layout    Rows lie a multiple of 8 halves apart, each pointer and each part's first column at 16
 //           bytes; Rp is the rank rounded up to 8, `ld_*` at least its width; columns past it are
@@ -20,6 +20,7 @@
 // A layer. A copy for each member lies `stride` halves from the one before; 0: one for all.
 struct Part {
     const __half* weight;
+    const __half* low;       // lies as weight does; null: none
     const __half* bias;      // null: none
     const __half* coeff;     // u, in the backward v; null: no branch
     const __half* table;     // lora_b, in the backward lora_a
@@ -95,10 +96,15 @@ __forceinline__ __device__ void forward(__half* out, __half* act, const __half* 
     const Part& part = parts.part[entry_of(
         parts.part, tile, [](const Part& p) { return (p.OC + T::BN - 1) / T::BN; })];
     int col0 = tile * T::BN, OC = part.OC;
-    const __half* weight = part.weight + own.member * part.weight_stride;
     float acc[T::MI][T::NI][4] = {};
-    T::template run<Table::N_K>(acc, shared, {inp, ld_inp, end}, {weight, part.ld_weight, OC}, row0,
-                                col0, (C + 7) / 8 * 8);
+    long long copy = own.member * part.weight_stride;
+    T::template run<Table::N_K>(acc, shared, {inp, ld_inp, end},
+                                {part.weight + copy, part.ld_weight, OC}, row0, col0,
+                                (C + 7) / 8 * 8);
+    if (part.low)
+        T::template run<Table::N_K>(acc, shared, {inp, ld_inp, end},
+                                    {part.low + copy, part.ld_weight, OC}, row0, col0,
+                                    (C + 7) / 8 * 8);
     if (part.bias && part.bias_stride) {
         int first = row0 + T::warp_m();
         each_member(step, rows, first, min(first + T::WM, end), [&](int m, int start, int end) {
@@ -133,12 +139,14 @@ __forceinline__ __device__ void backward(__half* dinp, const __half* dout, const
     if (row0 >= end) return;
     float acc[T::MI][T::NI][4] = {};
 #pragma unroll 1
-    for (int i = 0; i < n_parts; ++i) {
-        const Part& part = parts.part[i];
-        const __half* weight = part.weight + own.member * part.weight_stride;
-        T::template run<Table::K_N>(acc, shared, {dout + part.col, ld_out, end},
-                                    {weight, part.ld_weight, part.OC}, row0, col0,
-                                    (part.OC + 7) / 8 * 8);
+    for (int i = 0; i < 2 * n_parts; ++i) {
+        const Part& part = parts.part[i / 2];
+        const __half* weight = i % 2 == 0 ? part.weight : part.low;
+        if (!weight) continue;
+        T::template run<Table::K_N>(
+            acc, shared, {dout + part.col, ld_out, end},
+            {weight + own.member * part.weight_stride, part.ld_weight, part.OC}, row0, col0,
+            (part.OC + 7) / 8 * 8);
     }
     // A loop of its own: what either loop keeps in registers does not outlive it.
 #pragma unroll 1

@@ -12,7 +12,6 @@ use super::{Bucket, Dim, Graph, Role, ValueId};
 use crate::exec::{LossWeights, MemberStep};
 use crate::ops::contrastive::Pair;
 use crate::ops::embedding::Tables;
-use crate::ops::linear::Part;
 use crate::ops::{Op, product_flops};
 use crate::text::pack::Batch;
 
@@ -210,9 +209,13 @@ impl<'g> Counter<'g> {
         ids.into_iter().flatten()
     }
 
+    fn elements(&self, id: ValueId, work: &Work) -> f64 {
+        self.graph.get(id).elements(&work.bucket) as f64
+    }
+
     /// Bytes of a value.
     fn value(&self, id: ValueId, work: &Work) -> f64 {
-        self.graph.get(id).elements(&work.bucket) as f64 * self.sizes[id.idx()]
+        self.elements(id, work) * self.sizes[id.idx()]
     }
 
     fn all(&self, ids: impl Iterator<Item = ValueId>, work: &Work) -> f64 {
@@ -260,8 +263,7 @@ impl<'g> Counter<'g> {
     /// Bytes, as f32, of everything that the optimiser owns of one kind.
     fn owned(&self, role: Role, work: &Work) -> f64 {
         let ids = self.graph.with_role(role);
-        let elements = ids.map(|id| self.graph.get(id).elements(&work.bucket) as f64);
-        elements.sum::<f64>() * 4.0
+        ids.map(|id| self.elements(id, work)).sum::<f64>() * 4.0
     }
 
     /// Gradient, values and both moments are read, all but the gradient written; on a device the
@@ -271,13 +273,14 @@ impl<'g> Counter<'g> {
             self.owned(Role::Grad, work),
             self.owned(Role::Trainable, work),
         );
-        let copies = self
-            .graph
-            .with_role(Role::Trainable)
-            .filter(|id| self.sizes[id.idx()] < 4.0);
         let (again, copies) = match self.numbers {
             Numbers::F32 => (0.0, 0.0),
-            Numbers::F16 => (grads, self.all(copies, work)),
+            Numbers::F16 => {
+                let sizes = copy_sizes(self.graph);
+                let copy = |id: ValueId| Some(self.elements(id, work) * sizes[id.idx()]?);
+                let trained = self.graph.with_role(Role::Trainable);
+                (grads, trained.filter_map(copy).sum())
+            }
         };
         Cost {
             read: grads + again + 3.0 * values,
@@ -294,11 +297,24 @@ fn products_back(pair: Pair, weights: &LossWeights) -> f64 {
     1.0 + f64::from(u8::from(a)) + f64::from(u8::from(b))
 }
 
-/// Which values of a graph are f32 on a device: statistics, losses, what is small and sums.
-/// Activations are f16.
-pub fn f32_values(graph: &Graph) -> Vec<bool> {
-    let mut out = vec![false; graph.values.len()];
+/// How a value's numbers lie on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// f16: activations.
+    Half,
+    /// f32: statistics, losses, what is small and sums.
+    Single,
+    /// f16 with what rounding took: unit rows.
+    Unit,
+}
+
+/// How the values of a graph lie on a device.
+pub fn kinds(graph: &Graph) -> Vec<Kind> {
+    let mut out = vec![Kind::Half; graph.values.len()];
     for op in &graph.nodes {
+        if let Op::L2Norm(op) = op {
+            out[op.out.idx()] = Kind::Unit;
+        }
         let ids: &[ValueId] = match op {
             Op::LayerNorm(op) => &[op.stats],
             Op::Attention(op) => &[op.lse],
@@ -310,42 +326,49 @@ pub fn f32_values(graph: &Graph) -> Vec<bool> {
             Op::PhmGrad(op) => &[op.ds, op.du],
             _ => &[],
         };
-        ids.iter().for_each(|id| out[id.idx()] = true);
+        ids.iter().for_each(|id| out[id.idx()] = Kind::Single);
     }
     out
 }
 
 /// Bytes of an element as kernels read it, by value.
 fn device_sizes(graph: &Graph) -> Vec<f64> {
-    let halves = half_weights(graph);
-    let f32s = f32_values(graph);
-    let values = graph.values.iter().zip(f32s.iter().zip(&halves));
-    let size = values.map(|(v, (is_f32, is_half))| match v.role {
-        Role::Grad => 4.0,
-        Role::Trainable if !is_half => 4.0,
-        Role::Temp | Role::Output if *is_f32 => 4.0,
+    let copies = copy_sizes(graph);
+    let values = graph
+        .values
+        .iter()
+        .zip(kinds(graph).into_iter().zip(copies));
+    let size = values.map(|(v, (kind, copy))| match (v.role, kind) {
+        (Role::Grad | Role::Input, _) => 4.0,
+        (Role::Trainable, _) => copy.unwrap_or(4.0),
+        (Role::Temp | Role::Output, Kind::Single | Kind::Unit) => 4.0,
         _ => 2.0,
     });
     size.collect()
 }
 
-/// Weights that kernels read as f16 whoever owns them: those of products, biases beside them, and
-/// tables.
-fn half_weights(graph: &Graph) -> Vec<bool> {
-    let mut out = vec![false; graph.values.len()];
+/// Of weights that kernels read as f16 whoever owns them: those of products, which trained ones have
+/// two of, biases beside them, and tables.
+fn copy_sizes(graph: &Graph) -> Vec<Option<f64>> {
+    let mut out = vec![None; graph.values.len()];
+    let mut set = |id: ValueId, bytes: f64| out[id.idx()] = Some(bytes);
     for op in &graph.nodes {
-        let ids: Vec<ValueId> = match op {
+        match op {
             Op::Linear(op) => {
-                let part = |p: &Part| {
-                    let [a, b] = [p.lora.map(|l| l.lora_a), p.lora.map(|l| l.lora_b)];
-                    [Some(p.weight), p.bias, a, b]
-                };
-                op.parts.iter().flat_map(part).flatten().collect()
+                for p in &op.parts {
+                    set(p.weight, 4.0);
+                    let lora = p.lora.iter().flat_map(|l| [l.lora_a, l.lora_b]);
+                    lora.chain(p.bias).for_each(|id| set(id, 2.0));
+                }
             }
-            Op::Embedding(op) => vec![op.tables.word, op.tables.position, op.tables.token_type],
-            _ => vec![],
-        };
-        ids.iter().for_each(|id| out[id.idx()] = true);
+            Op::Embedding(op) => {
+                let t = &op.tables;
+                [t.word, t.position, t.token_type]
+                    .into_iter()
+                    .for_each(|id| set(id, 2.0));
+            }
+            _ => {}
+        }
     }
     out
 }

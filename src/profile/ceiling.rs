@@ -223,6 +223,7 @@ mod on_device {
             act: None,
             inp,
             parts: &[Part {
+                low: None,
                 weight,
                 bias: None,
                 lora: None,

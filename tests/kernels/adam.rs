@@ -23,7 +23,15 @@ const fn tensor(rows: usize, cols: usize, half_rows: Option<usize>) -> Trainable
         rows,
         cols,
         half_rows,
+        split: false,
         is_head: false,
+    }
+}
+
+const fn split(rows: usize, cols: usize, half_rows: usize) -> Trainable {
+    Trainable {
+        split: true,
+        ..tensor(rows, cols, Some(half_rows))
     }
 }
 
@@ -35,10 +43,11 @@ const fn head(rows: usize, cols: usize) -> Trainable {
 }
 
 const TENSORS: &[Trainable] = &[
-    tensor(5, 37, Some(8)),
+    split(5, 37, 8),
     tensor(1, 4103, None),
     tensor(1, 1, Some(1)),
     tensor(16, 8, Some(16)),
+    split(9, 512, 9),
     head(3, 5),
 ];
 
@@ -74,22 +83,30 @@ impl Optimiser {
         (0..self.tensors.len()).map(span).collect()
     }
 
-    /// The f16 copies of a member, without their padding, which must be zero.
-    fn halves(&self, layout: &Layout, data: &[f32], g: usize) -> Vec<f32> {
-        let mut out = vec![];
+    /// The f16 copies of a member, and those with a second one added to it, without their padding,
+    /// which must be zero.
+    fn halves(&self, layout: &Layout, data: &[f32], g: usize) -> [Vec<f32>; 2] {
+        let (mut high, mut sums) = (vec![], vec![]);
         for (i, t) in self.tensors.iter().enumerate() {
-            let (Some(at), Some(rows)) = (layout.half_at(i), t.half_rows) else {
-                continue;
-            };
+            let Some(rows) = t.half_rows else { continue };
             let ld = t.cols.next_multiple_of(8);
-            let own = &data[at + g * rows * ld..][..rows * ld];
-            for (r, row) in own.chunks(ld).enumerate() {
-                let (true_part, padding) = row.split_at(if r < t.rows { t.cols } else { 0 });
-                assert!(padding.iter().all(|x| *x == 0.0), "padding of tensor {i}");
-                out.extend_from_slice(true_part);
+            let copy = |at: usize| {
+                let mut out = vec![];
+                let own = &data[at + g * rows * ld..][..rows * ld];
+                for (r, row) in own.chunks(ld).enumerate() {
+                    let (true_part, padding) = row.split_at(if r < t.rows { t.cols } else { 0 });
+                    assert!(padding.iter().all(|x| *x == 0.0), "padding of tensor {i}");
+                    out.extend_from_slice(true_part);
+                }
+                out
+            };
+            let own = layout.half_at(i).map(copy).expect("a copy");
+            if let Some(low) = layout.low_at(i).map(copy) {
+                sums.extend(own.iter().zip(low).map(|(h, l)| h + l));
             }
+            high.extend(own);
         }
-        out
+        [high, sums]
     }
 }
 
@@ -161,15 +178,18 @@ impl Case for Optimiser {
                 members.clone().flat_map(own).collect(),
             ));
         }
-        let halves = d.read("halves").1;
-        let own = |g| self.halves(&layout, &halves, g);
-        outs.push(Device::out(OP, "halves", members.flat_map(own).collect()));
+        let (layout, halves) = (&layout, &d.read("halves").1);
+        let own = |g| self.halves(layout, halves, g);
+        let all = |i: usize| members.clone().flat_map(|g| own(g)[i].clone()).collect();
+        outs.push(Device::out(OP, "halves", all(0)));
+        outs.push(Device::out(OP, "split", all(1)));
         outs
     }
 
     fn want(&self, w: &World) -> Vec<Vec<f64>> {
         let (mut norms, mut taken) = (vec![], vec![]);
         let (mut values, mut ms, mut vs, mut halves) = (vec![], vec![], vec![], vec![]);
+        let mut sums = vec![];
         for (g, s) in w.steps.iter().enumerate() {
             let own = |name: &str, i: usize| {
                 let all = doubles(&self.data(w, name, i));
@@ -200,12 +220,15 @@ impl Case for Optimiser {
                 if t.half_rows.is_some() {
                     halves.extend_from_slice(&x);
                 }
+                if t.split {
+                    sums.extend_from_slice(&x);
+                }
                 values.extend(x);
                 ms.extend(m);
                 vs.extend(v);
             }
         }
-        vec![norms, taken, values, ms, vs, halves]
+        vec![norms, taken, values, ms, vs, halves, sums]
     }
 }
 

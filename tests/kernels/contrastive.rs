@@ -62,14 +62,14 @@ fn unit(mut x: Vec<f32>, e: usize) -> Vec<f32> {
         let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
         row.iter_mut().for_each(|x| *x /= norm);
     }
-    round(x)
+    split(x)
 }
 
 impl Case for Loss {
     fn fill(&self, d: &Device, w: &World) {
         let (image, text) = self.features(w);
-        d.rows("image", Rows::Items, self.e, &image);
-        d.rows("text", Rows::Seqs, self.e, &text);
+        d.unit_rows("image", Rows::Items, self.e, &image);
+        d.unit_rows("text", Rows::Seqs, self.e, &text);
         d.poison_rows("dtext", Rows::Seqs, self.e);
         d.poison_rows("dimage", Rows::Items, self.e);
         for name in ["lse", "low", "terms"] {

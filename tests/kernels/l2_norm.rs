@@ -12,6 +12,8 @@ const OP: &str = "l2_norm";
 pub struct Unit {
     pub rows: Rows,
     pub e: usize,
+    /// Of the input, else f32.
+    pub half: bool,
     pub in_place: bool,
 }
 
@@ -23,11 +25,16 @@ impl Unit {
 
 impl Case for Unit {
     fn fill(&self, d: &Device, w: &World) {
-        for (name, std) in [("inp", 2.0), ("dout", 1.0)] {
-            let data = w.rows(name, self.rows, self.e, std);
-            d.rows(name, self.rows, self.e, &data);
+        let (rows, e) = (self.rows, self.e);
+        d.rows("dout", rows, e, &w.rows("dout", rows, e, 1.0));
+        let mut inp = w.rows("inp", rows, e, 2.0);
+        if self.half {
+            d.rows("inp", rows, e, &inp);
+        } else {
+            inp.resize(d.step().rows(rows) * e, f32::NAN);
+            d.f32("inp", 0, e, &inp);
         }
-        d.poison_rows("out", self.rows, self.e);
+        d.poison_unit("out", self.rows, self.e);
         d.poison_rows("dinp", self.rows, self.e);
         d.poison_f32("norm", d.step().rows(self.rows), 1);
     }
@@ -55,7 +62,8 @@ impl Case for Unit {
         let mut dinp = d.out_rows(OP, self.dinp(), self.rows, w);
         dinp.rename(OP, "dinp");
         let out = |name| d.out_rows(OP, name, self.rows, w);
-        vec![out("out"), out("norm"), dinp]
+        let unit = d.out_unit(OP, "out", self.rows, w);
+        vec![unit, out("norm"), dinp]
     }
 
     fn want(&self, w: &World) -> Vec<Vec<f64>> {
@@ -77,13 +85,20 @@ impl Case for Unit {
 
 #[test]
 fn l2_norm_agrees_with_the_loops() {
-    for (rows, e, in_place) in [
-        (Rows::Seqs, 37, false),
-        (Rows::Items, 40, true),
-        (Rows::Seqs, 512, true),
-        (Rows::Items, 1032, false),
+    for (rows, e, half, in_place) in [
+        (Rows::Seqs, 37, true, false),
+        (Rows::Items, 37, false, true),
+        (Rows::Items, 40, false, true),
+        (Rows::Seqs, 512, true, true),
+        (Rows::Items, 1032, true, false),
     ] {
-        agrees(&Unit { rows, e, in_place }, SEVERAL);
+        let case = Unit {
+            rows,
+            e,
+            half,
+            in_place,
+        };
+        agrees(&case, SEVERAL);
     }
 }
 
@@ -92,6 +107,7 @@ fn l2_norm_is_the_same_again_alone_and_replayed() {
     let case = Unit {
         rows: Rows::Seqs,
         e: 37,
+        half: true,
         in_place: true,
     };
     repeats(&case, SEVERAL);

@@ -96,14 +96,17 @@ const NARROW_TRAFFIC: &[Exempt] = &[
 
 /// Kernels that may move more sectors than [`SECTORS`] for each one needed: how many, and why.
 const MOVED: &[(&str, f64, &str)] = &[
-    ("adam_copy_f16", 2.0, "halves are written singly"),
-    ("adam_step_f32", 1.25, "halves are written singly"),
     (
         "contrastive_backward_f16",
         1.25,
         "log-sum-exps: 4 bytes of a row",
     ),
     ("embedding_forward_f16", 1.5, F32_PARAMS),
+    (
+        "l2_norm_forward_f16",
+        1.3,
+        "f32 images: two loads of 16 bytes, the second from L1",
+    ),
     ("layer_norm_backward_f16", 1.55, F32_PARAMS),
     ("layer_norm_forward_f16", 1.5, F32_PARAMS),
     (

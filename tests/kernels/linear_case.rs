@@ -34,6 +34,8 @@ pub struct Piece {
     rank: usize,
     /// Whether weight and bias are the members' own.
     own: [bool; 2],
+    /// Whether what rounding took from the weight is there.
+    split: bool,
     bias: bool,
     drop: Option<f32>,
 }
@@ -51,6 +53,7 @@ pub const fn piece(oc: usize, rank: usize) -> Piece {
         oc,
         rank,
         own: [false, false],
+        split: false,
         bias: true,
         drop: None,
     }
@@ -64,6 +67,13 @@ impl Piece {
     fn owned(self) -> Piece {
         Piece {
             own: [true, true],
+            ..self
+        }
+    }
+
+    fn split(self) -> Piece {
+        Piece {
+            split: true,
             ..self
         }
     }
@@ -110,7 +120,14 @@ impl Layer {
             "dlora_a" => (true, p.rank * self.c, 1.0),
             _ => (true, p.oc * p.rank, 1.0),
         };
-        w.param(&of(name, i), own, len, (0.0, std))
+        let mut x = w.param(&of(name, i), own, len, (0.0, std));
+        if name == "weight" && p.split {
+            // Large enough that a product without it is seen.
+            let low = w.param(&of("low", i), own, len, (0.0, std / 8.0));
+            x.iter_mut().zip(low).for_each(|(x, low)| *x += low / 128.0);
+            x = split(x);
+        }
+        x
     }
 
     /// Each member's copy of it.
@@ -135,6 +152,7 @@ impl Layer {
         let copies = |own: bool| if own { members } else { 0 };
         let weight = self.param(w, "weight", i);
         d.weight(&of("weight", i), copies(p.own[0]), c, &weight);
+        d.weight(&of("low", i), copies(p.own[0]), c, &rest(&weight));
         let bias = self.param(w, "bias", i);
         d.weight(&of("bias", i), copies(p.own[1]), p.oc, &bias);
         if p.rank == 0 {
@@ -159,6 +177,7 @@ impl Layer {
     pub fn parts(&self, d: &Device) -> Vec<Part> {
         let part = |(i, p): (usize, &Piece)| Part {
             weight: d.get(&of("weight", i)),
+            low: p.split.then(|| d.get(&of("low", i))),
             bias: p.bias.then(|| d.get(&of("bias", i))),
             lora: (p.rank > 0).then(|| Lora {
                 u: d.get(&of("u", i)),
@@ -394,7 +413,7 @@ pub fn qkv(i: usize, tile: Tile) -> Layer {
     let (c, parts) = match i {
         0 => (40, vec![piece(24, 5), piece(24, 0), piece(24, 8)]),
         1 => (72, vec![piece(168, 0), bare]),
-        2 => (40, vec![piece(8, 16).owned(), piece(21, 0).owned()]),
+        2 => (40, vec![piece(8, 16).owned(), piece(21, 0).owned().split()]),
         3 => (72, vec![members_bias, piece(24, 0).owned(), members_bias]),
         4 => (
             72,
@@ -404,7 +423,7 @@ pub fn qkv(i: usize, tile: Tile) -> Layer {
                 drops(piece(37, 5), 0.1),
             ],
         ),
-        _ => (37, vec![drops(piece(64, 16).owned(), 0.5)]),
+        _ => (37, vec![drops(piece(64, 16).owned().split(), 0.5)]),
     };
     Layer {
         act: i.is_multiple_of(2),

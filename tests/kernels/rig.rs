@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use bytemuck::cast_slice;
 use crosstune::cuda::gpu::GpuDriver;
-use crosstune::cuda::ops::{Context, DeviceTensor};
+use crosstune::cuda::ops::{Context, DeviceTensor, l2_norm};
 use crosstune::cuda::step_params::StepBuffer;
 use crosstune::cuda::vm::{VmDriver, VmOptions};
 use crosstune::cuda::{DevicePtr, Driver, Result};
@@ -107,6 +107,16 @@ impl Device {
         self.place(name, t, cast_slice(&padded))
     }
 
+    /// Unit rows, numbers of [`split`]: as [`Device::rows`], but what f16 leaves is behind each row.
+    pub fn unit_rows(&self, name: &str, rows: Rows, c: usize, data: &[f32]) -> DeviceTensor {
+        let t = l2_norm::unit(DevicePtr::NULL, self.step.rows(rows), c);
+        let (high, low) = (pad(data, c), pad(&rest(data), c));
+        let both = high.chunks(t.ld / 2).zip(low.chunks(t.ld / 2));
+        let mut all: Vec<f16> = both.flat_map(|(h, l)| [h, l].concat()).collect();
+        all.resize(t.len(), f16::NAN);
+        self.place(name, t, cast_slice(&all))
+    }
+
     /// An f16 parameter with rows padded to 8, for each member or, with 0, for all.
     pub fn weight(&self, name: &str, members: usize, c: usize, data: &[f32]) -> DeviceTensor {
         let rows = data.len() / members.max(1) / c;
@@ -141,6 +151,11 @@ impl Device {
     pub fn poison_rows(&self, name: &str, rows: Rows, c: usize) -> DeviceTensor {
         let n = self.step.rows(rows);
         self.poison(name, DeviceTensor::f16(DevicePtr::NULL, n, c))
+    }
+
+    pub fn poison_unit(&self, name: &str, rows: Rows, c: usize) -> DeviceTensor {
+        let n = self.step.rows(rows);
+        self.poison(name, l2_norm::unit(DevicePtr::NULL, n, c))
     }
 
     pub fn poison_f32(&self, name: &str, rows: usize, c: usize) -> DeviceTensor {
@@ -200,26 +215,25 @@ impl Device {
     /// The true rows of an activation; the padding must be zero, the other rows as they were.
     pub fn out_rows(&self, op: &str, name: &str, rows: Rows, world: &World) -> Out {
         let (t, data) = self.read(name);
-        let n = world.count(rows);
-        let mut values = Vec::new();
-        for (i, row) in data.chunks_exact(t.ld).enumerate() {
-            let (own, padding) = row.split_at(t.cols);
-            if i < n {
-                assert!(
-                    padding.iter().all(|x| *x == 0.0),
-                    "{name}: padding of row {i}"
-                );
-                values.extend_from_slice(own);
-            } else {
-                assert!(
-                    row.iter().all(|x| x.is_nan()),
-                    "{name}: wrote row {i} of {n}"
-                );
-            }
-        }
+        let values = true_rows(name, data.chunks(t.ld), (t.cols, world.count(rows)));
         Out {
             name: format!("{op}.{name}"),
             values,
+            rows: Some(rows),
+        }
+    }
+
+    /// The sums of unit rows and what is behind them, both checked as [`Device::out_rows`] does.
+    pub fn out_unit(&self, op: &str, name: &str, rows: Rows, world: &World) -> Out {
+        let (t, data) = self.read(name);
+        let size = (t.cols, world.count(rows));
+        let [high, low] = [0, 1].map(|at| {
+            let rows = data.chunks(t.ld / 2).skip(at).step_by(2);
+            true_rows(name, rows, size)
+        });
+        Out {
+            name: format!("{op}.{name}"),
+            values: high.iter().zip(low).map(|(h, l)| h + l).collect(),
             rows: Some(rows),
         }
     }
@@ -228,6 +242,27 @@ impl Device {
     pub fn out_members(&self, op: &str, name: &str) -> Out {
         Device::out(op, name, self.read(name).1)
     }
+}
+
+/// The first `n` rows without their padding, which must be zero; the others are still NaN.
+fn true_rows<'a>(
+    name: &str,
+    rows: impl Iterator<Item = &'a [f32]>,
+    (cols, n): (usize, usize),
+) -> Vec<f32> {
+    let mut values = Vec::new();
+    for (i, row) in rows.enumerate() {
+        let (own, padding) = row.split_at(cols);
+        if i < n {
+            let zero = padding.iter().all(|x| *x == 0.0);
+            assert!(zero, "{name}: padding of row {i}");
+            values.extend_from_slice(own);
+        } else {
+            let untouched = row.iter().all(|x| x.is_nan());
+            assert!(untouched, "{name}: wrote row {i} of {n}");
+        }
+    }
+    values
 }
 
 fn pad(data: &[f32], c: usize) -> Vec<f16> {

@@ -137,3 +137,14 @@ pub fn doubles(x: &[f32]) -> Vec<f64> {
 pub fn round(x: Vec<f32>) -> Vec<f32> {
     x.into_iter().map(|x| f16::from_f32(x).to_f32()).collect()
 }
+
+/// What rounding to f16 takes.
+pub fn rest(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| x - f16::from_f32(*x).to_f32()).collect()
+}
+
+/// Rounded to sums of two f16.
+pub fn split(x: Vec<f32>) -> Vec<f32> {
+    let low = round(rest(&x));
+    round(x).iter().zip(low).map(|(h, l)| h + l).collect()
+}

@@ -20,6 +20,8 @@ pub struct Trainable {
     pub cols: usize,
     /// Rows of its f16 copy, the last ones zero; none where kernels read the f32 values.
     pub half_rows: Option<usize>,
+    /// Whether a second copy, also f16, holds what rounding took from the first.
+    pub split: bool,
     /// Whether it is of the linear head, which may have a learning rate of its own.
     pub is_head: bool,
 }
@@ -35,7 +37,8 @@ struct TensorParams {
     half_len: u32,
     ld: u32,
     is_head: u32,
-    unused: [u32; 3],
+    split: u32,
+    unused: [u32; 2],
 }
 
 /// `Chunk`
@@ -80,7 +83,8 @@ impl Layout {
                 half_len: own_half as u32,
                 ld: ld as u32,
                 is_head: t.is_head.into(),
-                unused: [0; 3],
+                split: t.split.into(),
+                unused: [0; 2],
             });
             let starts = (0..own as u32).step_by(BLOCK);
             chunks.extend(starts.map(|start| Chunk {
@@ -88,7 +92,8 @@ impl Layout {
                 start,
             }));
             len = (len + members * own).next_multiple_of(ALIGN);
-            half_len = (half_len + members * own_half).next_multiple_of(ALIGN);
+            let copies = if t.split { 2 * members } else { members };
+            half_len = (half_len + copies * own_half).next_multiple_of(ALIGN);
         }
         Layout {
             tensors,
@@ -122,6 +127,13 @@ impl Layout {
     /// The same in the buffer of f16 copies; none without a copy.
     pub fn half_at(&self, i: usize) -> Option<usize> {
         usize::try_from(self.tensors[i].half_at).ok()
+    }
+
+    /// The same of the second copy; none without one.
+    pub fn low_at(&self, i: usize) -> Option<usize> {
+        let t = &self.tensors[i];
+        let high = self.half_at(i).filter(|_| t.split > 0)?;
+        Some(high + self.members * t.half_len as usize)
     }
 
     /// Columns of [`Step::partials`].
@@ -282,6 +294,7 @@ mod tests {
             rows,
             cols,
             half_rows,
+            split: cols == 37,
             is_head: false,
         };
         let layout = Layout::new(
@@ -296,9 +309,10 @@ mod tests {
         assert_eq!(layout.len(), 15680);
         assert_eq!(
             [0, 1, 2].map(|i| layout.half_at(i)),
-            [Some(0), None, Some(960)]
+            [Some(0), None, Some(1920)]
         );
-        assert_eq!(layout.half_len(), 1024);
+        assert_eq!([0, 1, 2].map(|i| layout.low_at(i)), [Some(960), None, None]);
+        assert_eq!(layout.half_len(), 1984);
         let chunks: Vec<_> = layout.chunks.iter().map(|c| (c.tensor, c.start)).collect();
         assert_eq!(chunks, [(0, 0), (1, 0), (1, 4096), (2, 0)]);
         assert_eq!(layout.table().len(), 3 * 48 + 4 * 8);

@@ -1,6 +1,6 @@
 //! Launches of `kernels/contrastive.cu`.
 
-use super::{Check, Context, DeviceTensor, Launch, int, ptr};
+use super::{Check, Context, DeviceTensor, Launch, int, l2_norm, ptr};
 use crate::cuda::{Arg, Result};
 use crate::ops::contrastive::Pair;
 use crate::text::pack::Rows;
@@ -21,9 +21,9 @@ pub struct Forward {
     pub low: DeviceTensor,
     /// (N, 2) f32 scratch: the terms of the losses.
     pub terms: DeviceTensor,
-    /// (N, E) f16 unit rows.
+    /// (N, E) f16 in [`l2_norm::unit`] rows.
     pub image: DeviceTensor,
-    /// (S, E) f16 unit rows.
+    /// (S, E) f16 in [`l2_norm::unit`] rows.
     pub text: DeviceTensor,
 }
 
@@ -36,9 +36,9 @@ pub struct Backward {
     pub dtext: DeviceTensor,
     /// (N, E) f16 `=`, where the images' gradient is wanted.
     pub dimage: Option<DeviceTensor>,
-    /// (N, E) f16
+    /// (N, E) f16, the forward's.
     pub image: DeviceTensor,
-    /// (S, E) f16
+    /// (S, E) f16, the forward's.
     pub text: DeviceTensor,
     /// (N, 2) f32 as the forward left it.
     pub lse: DeviceTensor,
@@ -122,17 +122,17 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     launch.run(cx, &args)
 }
 
-/// E and the stride of features.
+/// E and the stride of rows of E halves.
 fn features(
     check: Check,
     cx: Context<'_>,
     image: &DeviceTensor,
     text: &DeviceTensor,
 ) -> Result<(usize, usize)> {
-    let (e, ld) = (text.cols, text.ld);
+    let (e, ld) = (text.cols, l2_norm::unit(text.ptr, 0, text.cols).ld);
     check.rows("image", image, (cx.step.rows(Rows::Items), e), ld)?;
     check.rows("text", text, (cx.step.rows(Rows::Seqs), e), ld)?;
-    Ok((e, ld))
+    Ok((e, ld / 2))
 }
 
 fn pair_arg(pair: Pair) -> Arg {

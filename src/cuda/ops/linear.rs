@@ -34,6 +34,8 @@ pub struct Lora {
 pub struct Part {
     /// (OC, C), or (G, OC, C) f16. OC is a multiple of 8 but for the last part.
     pub weight: DeviceTensor,
+    /// The same shape: what rounding to f16 took from `weight`, which is then read twice.
+    pub low: Option<DeviceTensor>,
     /// (1, OC), or (G, 1, OC) f16
     pub bias: Option<DeviceTensor>,
     /// The branch beside it.
@@ -291,6 +293,7 @@ fn part(
     let (coeff, table) = (branch.map(|b| b.0), branch.map(|b| b.1));
     let mut fields = vec![
         p.weight.into(),
+        ptr(p.low),
         ptr(p.bias),
         ptr(coeff),
         ptr(table),
@@ -442,6 +445,20 @@ fn check_part(check: Check, cx: Context<'_>, rows: Rows, p: &Part, c: usize) -> 
         check.rows(name, &DeviceTensor { members: 0, ..*t }, shape, t.ld)
     };
     shared_or_own("weight", &p.weight, (oc, c))?;
+    if let Some(low) = &p.low {
+        check.rows(
+            "low",
+            &DeviceTensor { members: 0, ..*low },
+            (oc, c),
+            p.weight.ld,
+        )?;
+        check.that(low.members == p.weight.members, || {
+            format!(
+                "low is of {} members, expected {}",
+                low.members, p.weight.members
+            )
+        })?;
+    }
     if let Some(bias) = &p.bias {
         shared_or_own("bias", bias, (1, oc))?;
     }

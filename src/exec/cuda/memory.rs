@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 
 use crate::cuda::ops::DeviceTensor;
-use crate::cuda::ops::attention;
+use crate::cuda::ops::{attention, l2_norm};
 use crate::cuda::step_params::StepBuffer;
 use crate::cuda::{DevicePtr, Driver, Result};
-use crate::graph::cost::f32_values;
+use crate::graph::cost::{Kind, kinds};
 use crate::graph::plan::{Plan, Reuse};
 use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::ops::Op;
@@ -78,7 +78,7 @@ pub struct Scratch {
     pub stats: Option<DeviceTensor>,
     /// (N, 2) f32 terms of a contrastive loss.
     pub terms: Option<DeviceTensor>,
-    /// (N, E) f16 by input.
+    /// (N, E) f32 by input.
     pub inputs: HashMap<ValueId, DeviceTensor>,
 }
 
@@ -129,14 +129,14 @@ pub struct Layout<'g> {
     graph: &'g Graph,
     room: Room,
     plan: Plan,
-    kinds: Vec<bool>,
+    kinds: Vec<Kind>,
     bytes: usize,
 }
 
 impl<'g> Layout<'g> {
     /// Plans a graph.
     pub fn new(graph: &'g Graph, room: &Room) -> Layout<'g> {
-        let kinds = f32_values(graph);
+        let kinds = kinds(graph);
         let shape = |id: ValueId| shape(graph, id, &room.bucket, kinds[id.idx()]);
         let plan = Plan::sized(graph, room.bucket, Reuse::Packed, |id| words(&shape(id)));
         let mut layout = Layout {
@@ -219,7 +219,7 @@ impl Memory {
         room: &Room,
         alloc: &mut dyn FnMut(DeviceTensor, &str) -> std::result::Result<DeviceTensor, E>,
     ) -> std::result::Result<Memory, E> {
-        let kinds = f32_values(graph);
+        let kinds = kinds(graph);
         let mut tensors = Vec::with_capacity(graph.values.len());
         for id in ids(graph) {
             let value = graph.get(id);
@@ -239,14 +239,15 @@ fn ids(graph: &Graph) -> impl Iterator<Item = ValueId> {
 }
 
 /// A value of the arena in a bucket, without a place.
-fn shape(graph: &Graph, id: ValueId, bucket: &Bucket, is_f32: bool) -> DeviceTensor {
+fn shape(graph: &Graph, id: ValueId, bucket: &Bucket, kind: Kind) -> DeviceTensor {
     let dims = &graph.get(id).shape;
     let cols = dims.last().map_or(1, |d| d.size(bucket));
     let rows = graph.rows(id, bucket);
-    match (dims.first(), is_f32) {
+    match (dims.first(), kind) {
         (Some(Dim::Members), _) => DeviceTensor::f32(DevicePtr::NULL, 1, cols).per_member(rows),
-        (_, true) => DeviceTensor::f32(DevicePtr::NULL, rows, cols),
-        (_, false) => DeviceTensor::f16(DevicePtr::NULL, rows, cols),
+        (_, Kind::Single) => DeviceTensor::f32(DevicePtr::NULL, rows, cols),
+        (_, Kind::Unit) => l2_norm::unit(DevicePtr::NULL, rows, cols),
+        (_, Kind::Half) => DeviceTensor::f16(DevicePtr::NULL, rows, cols),
     }
 }
 
@@ -300,7 +301,7 @@ fn scratch<E>(
         out.terms = Some(alloc(f32(b.items, 2), "terms")?);
     }
     for id in graph.with_role(Role::Input) {
-        let t = shape(graph, id, b, false);
+        let t = f32(graph.rows(id, b), graph.channels(id));
         out.inputs.insert(id, alloc(t, &graph.get(id).name)?);
     }
     Ok(out)

@@ -207,6 +207,14 @@ impl Run<'_> {
         }
     }
 
+    /// What rounding took from [`Run::half`] of a product's weight; nothing of a frozen one.
+    fn low(&self, id: ValueId) -> Option<DeviceTensor> {
+        match self.graph.get(id).role {
+            Role::Frozen => None,
+            _ => self.state.low(id),
+        }
+    }
+
     /// A vector that kernels read as it is: frozen f16, or each member's f32 values.
     fn vector(&self, id: ValueId) -> DeviceTensor {
         match self.graph.get(id).role {
@@ -395,6 +403,7 @@ impl Run<'_> {
         };
         let part = |p: &Part| linear::Part {
             weight: self.half(p.weight),
+            low: self.low(p.weight),
             bias: p.bias.map(|id| self.half(id)),
             lora: p.lora.map(lora),
         };

@@ -10,6 +10,7 @@ use crate::cuda::{DevicePtr, Driver, Result};
 use crate::exec::state::TrainState;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::Op;
+use crate::ops::linear::Lora;
 use crate::weights::text_model::is_head;
 
 /// The trainable tensors of all members of a graph.
@@ -123,12 +124,24 @@ impl DeviceState {
     /// If no kernel reads one: [`shapes`] left it out.
     pub fn half(&self, id: ValueId) -> DeviceTensor {
         let i = self.index[&id];
-        let shape = self.shapes[i];
-        let (Some(rows), Some(at)) = (shape.half_rows, self.layout.half_at(i)) else {
-            unreachable!("{shape:?} has no f16 copy");
-        };
+        match self.layout.half_at(i) {
+            Some(at) => self.copy(i, at),
+            None => unreachable!("{:?} has no f16 copy", self.shapes[i]),
+        }
+    }
+
+    /// What rounding took from [`DeviceState::half`], where that is kept.
+    pub fn low(&self, id: ValueId) -> Option<DeviceTensor> {
+        let i = self.index[&id];
+        self.layout.low_at(i).map(|at| self.copy(i, at))
+    }
+
+    fn copy(&self, i: usize, at: usize) -> DeviceTensor {
+        let Trainable {
+            half_rows, cols, ..
+        } = self.shapes[i];
         let ptr = self.halves.ptr.offset(at * 2);
-        DeviceTensor::f16(ptr, rows, shape.cols).per_member(self.members)
+        DeviceTensor::f16(ptr, half_rows.unwrap_or(0), cols).per_member(self.members)
     }
 
     fn part(&self, of: DeviceTensor, id: ValueId) -> DeviceTensor {
@@ -228,21 +241,26 @@ impl DeviceState {
     }
 }
 
-/// Trainable values in the graph's order, and which of them kernels read as f16.
+/// Trainable values in the graph's order, and which of them kernels read as f16. Rounding touches all
+/// of what a product's weight passes on, and Adam would turn it into steps of its own: kernels get what
+/// it took too. A branch's tables are a correction already.
 fn shapes(graph: &Graph) -> Vec<Trainable> {
-    let mut halves: HashMap<ValueId, usize> = HashMap::new();
+    // The rows' multiple, and whether there is a second copy.
+    let mut halves: HashMap<ValueId, (usize, bool)> = HashMap::new();
     for op in &graph.nodes {
         match op {
             Op::Linear(op) => {
                 for p in &op.parts {
-                    halves.extend([p.weight].into_iter().chain(p.bias).map(|id| (id, 1)));
+                    halves.insert(p.weight, (1, true));
+                    halves.extend(p.bias.map(|id| (id, (1, false))));
                     // The product reads ranks in groups of 8.
-                    halves.extend(p.lora.iter().flat_map(|l| [(l.lora_a, 8), (l.lora_b, 1)]));
+                    let tables = |l: &Lora| [(l.lora_a, (8, false)), (l.lora_b, (1, false))];
+                    halves.extend(p.lora.iter().flat_map(tables));
                 }
             }
             Op::Embedding(op) => {
                 let tables = [op.tables.word, op.tables.position, op.tables.token_type];
-                halves.extend(tables.map(|id| (id, 1)));
+                halves.extend(tables.map(|id| (id, (1, false))));
             }
             _ => {}
         }
@@ -255,13 +273,12 @@ fn shapes(graph: &Graph) -> Vec<Trainable> {
         let dims = &graph.get(id).shape[1..];
         let cols = dims.last().map_or(1, size);
         let rows = dims.iter().rev().skip(1).map(size).product();
-        let half_rows = halves
-            .get(&id)
-            .map(|multiple| usize::next_multiple_of(rows, *multiple));
+        let copy = halves.get(&id);
         Trainable {
             rows,
             cols,
-            half_rows,
+            half_rows: copy.map(|(multiple, _)| usize::next_multiple_of(rows, *multiple)),
+            split: copy.is_some_and(|(_, split)| *split),
             is_head: is_head(&graph.get(id).name),
         }
     };
