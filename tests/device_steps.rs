@@ -24,14 +24,15 @@ use crosstune::train::program::{EncodeProgram, TextModel, TrainProgram};
 use golden::case::{Case, features, losses, set_initial};
 use serde_json::Value;
 
-/// How far a step may stray, in units of how far PyTorch's f16 does: 3, and for losses what was
-/// measured, 3.17 (case 3, goldens/open). Unit features and images are rounded to f16 here, which
-/// PyTorch's run does not do; logits are 100 times their products.
-const TIMES: [(&str, f32); 2] = [("features", 3.0), ("losses", 3.5)];
-/// Of full training, after its first step: PyTorch's run keeps what is trained in f32, here kernels
-/// read its f16 copies, so every weight is off by its rounding. Losses over themselves, measured 5.8 %,
-/// and features after ten steps, measured 5.5e-2 (case 28).
-const FULL: [(&str, f32); 2] = [("losses", 0.1), ("feat_final", 0.1)];
+/// How far features and losses may stray, in units of how far PyTorch's f16 does. For losses that is the
+/// larger of the case's own and the median of all: a case's is the most of ten numbers of one run, and
+/// another machine's run of the same program gave 1.2e-2 where 3.8e-3 is recorded (case 28).
+/// Measured: features 2.9 (case 13); losses 2.4 (case 2), of its own alone 3.6.
+const TIMES: f32 = 3.0;
+/// Of the losses of full training, measured 3.7 (case 29). PyTorch's run does not round what its linear
+/// layers read, as a product's operands in f16 must be; one that does, its weights whole, strays 6.0 (case
+/// 28, 3.1e-2) and 2.9 (case 29, 1.5e-2) on the machine that measured ours.
+const TIMES_FULL: f32 = 5.0;
 /// The gradient of the first step, over its tensor's norm; measured 6.4e-2 (case 19, where ReLUs of a
 /// fresh Compacter are near zero), 2.0e-2 without Compacters.
 const GRAD1: f32 = 0.1;
@@ -134,6 +135,15 @@ fn gradient_error(case: &Case<'_>, state: &TrainState, scale: f32) -> f32 {
     )
 }
 
+fn name_of(case: &Value) -> &str {
+    case["name"].as_str().expect("name")
+}
+
+fn worst(deviations: &[Value]) -> f32 {
+    let numbers = deviations.iter().filter_map(Value::as_f64);
+    numbers.fold(0f64, f64::max) as f32
+}
+
 /// Runs `f` on every case, two at a time; panics with what the failed ones said.
 fn each_case(cases: &[Value], f: impl Fn(&Value) -> Result<(), String> + Sync) {
     let next = AtomicUsize::new(0);
@@ -161,15 +171,22 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
     let model = open_model(&folder);
     let data = batches(&folder);
     let cases = manifest["cases"].as_array().expect("cases");
+    let loss = |name: &str| worst(noise[name]["loss_abs"].as_array().expect("deviations"));
+    let mut all: Vec<f32> = cases.iter().map(|case| loss(name_of(case))).collect();
+    all.sort_by(f32::total_cmp);
+    let median = all[all.len() / 2];
     each_case(cases, |entry| {
-        let name = entry["name"].as_str().expect("name");
+        let name = name_of(entry);
         let case = Case::open(&folder, entry)?;
         let start = std::time::Instant::now();
         let packed = run(&device(VmArena::Packed), true, &model, &case, &data);
         let took = start.elapsed();
-        let limit = |key: &str| noise[name][key].as_f64().expect("a deviation") as f32 * TIMES[0].1;
-        let steps = noise[name]["loss_abs"].as_array().expect("deviations");
-        let worst = steps.iter().filter_map(Value::as_f64).fold(0f64, f64::max) as f32;
+        let limit = |key: &str| noise[name][key].as_f64().expect("a deviation") as f32 * TIMES;
+        let times = match entry["pet"]["type"] == "full" {
+            true => TIMES_FULL,
+            false => TIMES,
+        };
+        let loss_limit = loss(name).max(median) * times;
         let want = floats(&case.file, "losses");
         let feature = |got: &[Vec<f32>], key: &str| {
             let of = |(got, text): (&Vec<f32>, &&str)| {
@@ -178,22 +195,9 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
             got.iter().zip(&TEXTS).map(of).fold(0f32, f32::max)
         };
         let (got, first) = (&packed.losses, max_diff(&packed.losses[..1], &want[..1]));
-        let over = |(g, w): (&f32, &f32)| (g - w).abs() / w.abs();
-        let (losses, most, last) = match entry["pet"]["type"] == "full" {
-            true => (
-                got.iter().zip(&want).map(over).fold(0f32, f32::max),
-                FULL[0].1,
-                FULL[1].1,
-            ),
-            false => (
-                max_diff(got, &want),
-                worst * TIMES[1].1,
-                limit("feat_final_abs"),
-            ),
-        };
         let errors = [
-            ("first loss", first, worst * TIMES[1].1),
-            ("losses", losses, most),
+            ("first loss", first, loss_limit),
+            ("losses", max_diff(got, &want), loss_limit),
             ("grad1", packed.grad1, GRAD1),
             (
                 "feat_init",
@@ -203,7 +207,7 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
             (
                 "feat_final",
                 feature(&packed.feat_final, "feat_final"),
-                last,
+                limit("feat_final_abs"),
             ),
         ];
         println!("{name:56} {errors:?} {took:.1?}");
