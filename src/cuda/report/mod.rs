@@ -8,6 +8,8 @@ pub mod table;
 pub mod workload;
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
+use std::thread;
 
 use ptxvm::Counts;
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::KernelFile;
 use super::embedded::{DISASSEMBLER, FILES, NVCC_RELEASE};
 use super::sass::{Access, Opcodes, global_access, is_tensor};
+use super::vm::{VmDriver, VmOptions};
 use crate::error;
 
 /// All that is known.
@@ -169,11 +172,18 @@ impl Report {
     /// # Errors
     /// If a kernel is at fault.
     pub fn make() -> error::Result<Report> {
-        let mut work = Vec::new();
-        for case in workload::cases() {
-            work.extend(case.run(&super::vm::VmDriver::new(Default::default()))?);
-        }
-        Ok(Report::new(work))
+        let run = |case: workload::Case| case.run(&VmDriver::new(VmOptions::default()));
+        // Each case has a machine of its own.
+        let work = thread::scope(|scope| {
+            let cases = workload::cases().into_iter();
+            let running: Vec<_> = cases.map(|case| scope.spawn(move || run(case))).collect();
+            let ended = running.into_iter().map(|case| match case.join() {
+                Ok(work) => work,
+                Err(panic) => resume_unwind(panic),
+            });
+            ended.collect::<error::Result<Vec<_>>>()
+        })?;
+        Ok(Report::new(work.into_iter().flatten().collect()))
     }
 
     /// With what was counted.

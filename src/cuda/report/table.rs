@@ -86,9 +86,11 @@ pub fn legend(report: &Report, style: Style) -> String {
     };
     let sass = match &report.disassembler {
         Some(version) => format!("cuobjdump {version}"),
-        None => "none: cuobjdump and nvdisasm were not beside nvcc when this was built, so tensor \
+        None => {
+            "nothing: cuobjdump and nvdisasm were not beside nvcc when this was built, so tensor \
                  instructions and widths are not known (scripts/cuda.sh installs them)"
-            .into(),
+                .into()
+        }
     };
     let mut out = format!(
         "Machine code by nvcc {}, read by {sass}. Registers and stack (bytes, spills in brackets) are \
