@@ -12,11 +12,11 @@ impl Decoder {
         let t = last_ty(m)?;
         if matches!(t, Ty::Pred) || self.is_pred(&o[0]) {
             let d = self.pred(&o[0])?.0;
-            let (a, na) = self.pred(&o[1])?;
+            let (a, na) = self.pred_or_constant(&o[1])?;
             if m[0] == "not" {
                 return Ok(Op::PredNot { d, a });
             }
-            let (b, nb) = self.pred(o.get(2).ok_or("no second operand")?)?;
+            let (b, nb) = self.pred_or_constant(o.get(2).ok_or("no second operand")?)?;
             return Ok(Op::PredLogic {
                 f: boolean(m[0])?,
                 d,

@@ -236,6 +236,14 @@ impl Decoder {
         }
     }
 
+    /// A predicate that is read: nvcc writes -1 for true, and what is absent reads as zero.
+    pub(super) fn pred_or_constant(&mut self, o: &Operand) -> Result<(Row, bool)> {
+        match o {
+            Operand::Int(n) => Ok((NONE, *n != 0)),
+            other => self.pred(other),
+        }
+    }
+
     pub(super) fn is_pred(&self, o: &Operand) -> bool {
         matches!(o, Operand::Reg(r) | Operand::NotReg(r) if self.classes[*r as usize] == RegClass::Pred)
     }
