@@ -209,7 +209,7 @@ dry_run() {
     before=$(sha256sum docs/gpu.md)
     VISIT_CARGO="${VISIT_CARGO-}" pack "$empty/visit"
     # Nothing of this checkout, no cargo: what was carried alone.
-    (cd "$empty" && env -i HOME="$empty" PATH="${VISIT_PATH:-/usr/bin:/bin}" VISIT_DEVICE=vm VISIT_SHORT=1 \
+    (cd "$empty" && env -i HOME="$empty" PATH=/usr/local/bin:/usr/bin:/bin VISIT_DEVICE=vm VISIT_SHORT=1 \
         OUT="$empty/back" bash visit/visit.sh run)
     python3 "$here/scripts/visit_summary.py" "$empty/back"
     [ "$before" = "$(sha256sum docs/gpu.md)" ] || { echo "dry-run: docs/gpu.md was changed" >&2; exit 1; }

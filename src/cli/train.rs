@@ -166,6 +166,7 @@ impl Run<'_> {
                 trainer.step(),
                 folder.path().display()
             );
+            profile::finish(&self.inputs.engine, &folder.file("profile"), self.output)?;
         }
         let model = self.args.model.clone().unwrap_or_default();
         let results = finish(trainer, self.inputs, &model, folder, (done?, before))?;

@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::ops::gemm::{Dest, Mat, Segment, Start, gemm};
 use crate::ops::philox::Stream;
 
-/// Seconds from which a measurement is long enough.
-const ENOUGH: f64 = 2e-3;
+/// Seconds from which a measurement is long enough, by a host's clock.
+const ENOUGH: f64 = 2e-2;
 
 /// Rates that nothing in a run should exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -34,16 +34,17 @@ impl Ceilings {
     }
 }
 
-/// Grows a measurement until it takes long enough, or is of the largest size. Gives the size and the
-/// seconds of one call.
+/// Grows a measurement until it takes `enough` seconds, or is of the largest size. Gives the size and
+/// the seconds of one call.
 fn grow<E>(
+    enough: f64,
     sizes: impl Iterator<Item = usize>,
     mut measure: impl FnMut(usize) -> Result<f64, E>,
 ) -> Result<(usize, f64), E> {
     let mut last = (0, f64::INFINITY);
     for size in sizes {
         last = (size, measure(size)?);
-        if last.1 >= ENOUGH {
+        if last.1 >= enough {
             break;
         }
     }
@@ -94,7 +95,7 @@ pub fn of_pool(pool: &rayon::ThreadPool) -> Ceilings {
             gemm(dest, None, (n, n), &[segment], Start::Zero, |_, _, _, _| {});
         }))
     };
-    let Ok(product) = grow(sides(), product);
+    let Ok(product) = grow(ENOUGH, sides(), product);
     Ceilings::new((COPY, copy_s), product)
 }
 
@@ -116,7 +117,7 @@ pub use on_device::of_device;
 mod on_device {
     use half::f16;
 
-    use super::{Ceilings, ENOUGH, grow, sides};
+    use super::{Ceilings, grow, sides};
     use crate::cuda::device::Device;
     use crate::cuda::ops::linear::{Forward, Part, Tile, forward};
     use crate::cuda::ops::{Context, DeviceTensor};
@@ -129,6 +130,8 @@ mod on_device {
 
     /// Tokens of a text of the product's batch.
     const TEXT: usize = 32;
+    /// Seconds from which a measurement is long enough, by a device's events.
+    const ENOUGH: f64 = 2e-3;
     /// Calls of one measurement at most.
     const CALLS: f64 = 20.0;
 
@@ -141,8 +144,8 @@ mod on_device {
         let driver = opened.driver();
         // Caches hold tens of megabytes, so a smaller copy counts only where it takes long.
         let sizes = [1 << 20, 16 << 20, 256 << 20];
-        let copy = grow(sizes.into_iter(), |bytes| copy(driver, bytes))?;
-        let product = grow(sides(), |side| product(driver, side))?;
+        let copy = grow(ENOUGH, sizes.into_iter(), |bytes| copy(driver, bytes))?;
+        let product = grow(ENOUGH, sides(), |side| product(driver, side))?;
         Ok(Ceilings::new(copy, product))
     }
 
