@@ -12,6 +12,7 @@ use super::{Bucket, Dim, Graph, Role, ValueId};
 use crate::exec::{LossWeights, MemberStep};
 use crate::ops::contrastive::Pair;
 use crate::ops::embedding::Tables;
+use crate::ops::linear::grad::WeightGrad;
 use crate::ops::{Op, product_flops};
 use crate::text::pack::Batch;
 
@@ -123,81 +124,65 @@ impl<'g> Counter<'g> {
 
     /// What a node costs. An op that reads and writes its values whole needs no arm here.
     pub fn node(&self, op: &Op, work: &Work) -> Cost {
-        let flops = op.flops(self.graph, &work.bucket);
-        let values = |ids: Vec<ValueId>| self.all(ids.into_iter(), work);
-        let (reads, writes) = (values(op.reads()), values(op.writes()));
-        // Gradients that it adds to are read and written.
-        let adds = self.all(self.accumulated(op), work);
-        match op {
-            Op::Embedding(op) => Cost {
-                read: self.gathered(&op.tables, work),
-                written: writes,
-                flops,
-            },
+        let (read, written) = match op {
+            Op::Embedding(op) => (self.gathered(&op.tables, work), self.value(op.out, work)),
             Op::EmbeddingGrad(op) => {
                 let adds = self.touched(op.grads, work);
-                Cost {
-                    read: self.gathered(&op.tables, work) + self.value(op.dout, work) + adds,
-                    written: adds,
-                    flops,
-                }
+                let read = self.gathered(&op.tables, work) + self.value(op.dout, work);
+                (read + adds, adds)
             }
-            // Of `dout` it reads the columns of its part.
-            Op::WeightGrad(op) => {
-                let width = self.graph.channels(op.dout) as f64;
-                let own = self.table_rows(op.parts[op.part].weight) / width;
-                let inp = op.dweight.map_or(0.0, |_| self.value(op.inp, work));
-                Cost {
-                    read: inp + own * self.value(op.dout, work) + adds,
-                    written: adds,
-                    flops,
-                }
-            }
-            Op::Contrastive(op) => match op.pair.weight(&work.weights) {
-                0.0 => Cost::default(),
-                _ => Cost {
-                    read: reads,
-                    written: writes,
-                    flops: self.logits(op.text, work),
-                },
-            },
-            Op::ContrastiveGrad(op) => match op.pair.weight(&work.weights) {
-                0.0 => Cost {
-                    written: writes,
-                    ..Cost::default()
-                },
-                _ => Cost {
-                    read: reads,
-                    written: writes,
-                    flops: self.logits(op.text, work) * products_back(op.pair, &work.weights),
-                },
-            },
-            Op::ZeroGrads(_) => Cost {
-                written: self.owned(Role::Grad, work),
-                ..Cost::default()
-            },
+            Op::WeightGrad(op) => self.weight_grad(op, work),
+            // A term of weight 0 is not computed, and its gradient is zero.
+            Op::Contrastive(op) if is_off(op.pair, work) => (0.0, 0.0),
+            Op::ContrastiveGrad(op) if is_off(op.pair, work) => (0.0, self.value(op.dtext, work)),
+            Op::ZeroGrads(_) => (0.0, self.owned(Role::Grad, work)),
             // A device measures the gradient as it spends it, in the next node.
-            Op::GradNorm(_) => match self.numbers {
-                Numbers::F32 => Cost {
-                    read: self.owned(Role::Grad, work),
-                    written: writes,
-                    flops,
-                },
-                Numbers::F16 => Cost::default(),
-            },
+            Op::GradNorm(_) if self.numbers == Numbers::F16 => (0.0, 0.0),
+            Op::GradNorm(op) => (self.owned(Role::Grad, work), self.value(op.norm, work)),
             Op::AdamStep(_) => self.adam(work),
-            _ => Cost {
-                read: reads + adds,
-                written: writes + adds,
-                flops,
-            },
+            _ => self.whole(op, work),
+        };
+        let flops = self.flops(op, work);
+        Cost {
+            read,
+            written,
+            flops,
         }
+    }
+
+    /// Operations of a node's products. Those of a contrastive loss depend on the objective.
+    fn flops(&self, op: &Op, work: &Work) -> f64 {
+        match op {
+            Op::Contrastive(op) if is_off(op.pair, work) => 0.0,
+            Op::ContrastiveGrad(op) if is_off(op.pair, work) => 0.0,
+            Op::Contrastive(op) => self.logits(op.text, work),
+            Op::ContrastiveGrad(op) => {
+                self.logits(op.text, work) * products_back(op.pair, &work.weights)
+            }
+            _ => op.flops(self.graph, &work.bucket),
+        }
+    }
+
+    /// Bytes read and written of an op that takes its values whole; gradients that it adds to are
+    /// both.
+    fn whole(&self, op: &Op, work: &Work) -> (f64, f64) {
+        let adds = self.all(self.accumulated(op), work);
+        let reads = self.all(op.reads().into_iter(), work);
+        (reads + adds, self.all(op.writes().into_iter(), work) + adds)
+    }
+
+    /// Of `dout` it reads the columns of its part.
+    fn weight_grad(&self, op: &WeightGrad, work: &Work) -> (f64, f64) {
+        let adds = self.all([op.dweight, op.dbias].into_iter().flatten(), work);
+        let width = self.graph.channels(op.dout) as f64;
+        let own = self.table_rows(op.parts[op.part].weight) / width;
+        let inp = op.dweight.map_or(0.0, |_| self.value(op.inp, work));
+        (inp + own * self.value(op.dout, work) + adds, adds)
     }
 
     /// Gradients that a node adds to as a whole.
     fn accumulated(&self, op: &Op) -> impl Iterator<Item = ValueId> {
         let ids: Vec<Option<ValueId>> = match op {
-            Op::WeightGrad(op) => vec![op.dweight, op.dbias],
             Op::LayerNormGrad(op) => vec![op.dweight, op.dbias],
             Op::PhmGrad(op) => op.dweights.to_vec(),
             Op::LoraGrad(op) => {
@@ -268,7 +253,7 @@ impl<'g> Counter<'g> {
 
     /// Gradient, values and both moments are read, all but the gradient written; on a device the
     /// gradient is read once more, for its norm, and the f16 copies are written.
-    fn adam(&self, work: &Work) -> Cost {
+    fn adam(&self, work: &Work) -> (f64, f64) {
         let (grads, values) = (
             self.owned(Role::Grad, work),
             self.owned(Role::Trainable, work),
@@ -282,12 +267,13 @@ impl<'g> Counter<'g> {
                 (grads, trained.filter_map(copy).sum())
             }
         };
-        Cost {
-            read: grads + again + 3.0 * values,
-            written: 3.0 * values + copies,
-            flops: 0.0,
-        }
+        (grads + again + 3.0 * values, 3.0 * values + copies)
     }
+}
+
+/// Whether a term of the objective is left out.
+fn is_off(pair: Pair, work: &Work) -> bool {
+    pair.weight(&work.weights) == 0.0
 }
 
 /// Products of a contrastive loss's gradient: the logits again, and one for each side that takes a

@@ -178,11 +178,37 @@ impl Of {
 impl Report {
     /// For people.
     pub fn table(&self) -> String {
-        let mut out = String::new();
-        let place = &self.place;
+        let mut out = self.head();
+        out.push_str("\nphase             calls       ms      %   of ceiling\n");
+        for line in &self.phases {
+            let _ = writeln!(
+                out,
+                "{:12} {:10} {:8.1} {:6.1}   {}",
+                line.phase.name(),
+                line.calls,
+                line.seconds * 1e3,
+                line.share * 100.0,
+                percent(line.of_ceiling)
+            );
+        }
+        let predicted = self.ops.iter().any(|l| l.predicted_seconds.is_some());
+        let model = if predicted { "   model, ms" } else { "" };
         let _ = writeln!(
             out,
-            "profile of {:.2} s on {}, {} threads",
+            "\nphase      op                  calls       ms      %        MB      GFLOP     GB/s  \
+             GFLOP/s   of ceiling{model}"
+        );
+        for line in &self.ops {
+            op_line(&mut out, line);
+        }
+        out
+    }
+
+    /// Where it ran, what that place can, what a reader must know.
+    fn head(&self) -> String {
+        let place = &self.place;
+        let mut out = format!(
+            "profile of {:.2} s on {}, {} threads\n",
             self.seconds, place.device, place.threads
         );
         if let Some(c) = &self.ceilings {
@@ -198,31 +224,6 @@ impl Report {
         }
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
-        }
-        let _ = writeln!(
-            out,
-            "\nphase             calls       ms      %   of ceiling"
-        );
-        for line in &self.phases {
-            let _ = writeln!(
-                out,
-                "{:12} {:10} {:8.1} {:6.1}   {}",
-                line.phase.name(),
-                line.calls,
-                line.seconds * 1e3,
-                line.share * 100.0,
-                percent(line.of_ceiling)
-            );
-        }
-        let predicted = self.ops.iter().any(|l| l.predicted_seconds.is_some());
-        let head = if predicted { "   model, ms" } else { "" };
-        let _ = writeln!(
-            out,
-            "\nphase      op                  calls       ms      %        MB      GFLOP     GB/s  \
-             GFLOP/s   of ceiling{head}"
-        );
-        for line in &self.ops {
-            op_line(&mut out, line);
         }
         out
     }
