@@ -206,8 +206,11 @@ fn losses(c: &mut Criterion) {
         rig.bench(c, "mse", &shape);
 
         let mut rig = Rig::new(texts);
-        let text = rig.input("text", Dim::Seqs, 768);
+        let text = rig.given("text", vec![Dim::Seqs, Dim::N(768)]);
         let image = rig.given("image", vec![Dim::Items, Dim::N(768)]);
+        let text = L2Norm::push(&mut rig.graph, "text.unit", text, Rows::Seqs);
+        let image = L2Norm::push(&mut rig.graph, "image.unit", image, Rows::Items);
+        rig.begin(text);
         Contrastive::push(&mut rig.graph, "loss", Pair::ImageAnchor, image, text);
         rig.bench(c, "contrastive", &shape);
     }

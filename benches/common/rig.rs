@@ -37,6 +37,8 @@ pub struct Rig {
     inputs: Vec<(ValueId, Arc<Vec<f32>>)>,
     seeds: Vec<(ValueId, ValueId)>,
     wanted: Vec<ValueId>,
+    /// The first node that is timed.
+    first: usize,
     place: Place,
 }
 
@@ -66,6 +68,7 @@ impl Rig {
             inputs: vec![],
             seeds: vec![],
             wanted: vec![],
+            first: 0,
             place: Place::open(),
         }
     }
@@ -116,6 +119,12 @@ impl Rig {
         id
     }
 
+    /// Takes what was pushed so far as given, and wants the gradient of `id`.
+    pub fn begin(&mut self, id: ValueId) {
+        self.first = self.graph.nodes.len();
+        self.wanted = vec![id];
+    }
+
     /// Gives a result a gradient.
     pub fn seed(&mut self, out: ValueId) {
         let shape = self.graph.get(out).shape.clone();
@@ -130,7 +139,7 @@ impl Rig {
         let all = self.graph.nodes.len();
         self.place.complete(&mut self.graph);
         self.graph.check();
-        for (side, range) in [("forward", 0..forward), ("backward", forward..all)] {
+        for (side, range) in [("forward", self.first..forward), ("backward", forward..all)] {
             if !range.is_empty() {
                 let name = format!("{side}/{shape}/T{}", self.batch.tokens());
                 self.side(c, stem, &name, range);

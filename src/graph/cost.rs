@@ -288,7 +288,7 @@ fn products_back(pair: Pair, weights: &LossWeights) -> f64 {
 pub enum Kind {
     /// f16: activations.
     Half,
-    /// f32: statistics, losses, what is small and sums.
+    /// f32: images, statistics, losses, what is small and sums.
     Single,
     /// f16 with what rounding took: unit rows.
     Unit,
@@ -300,6 +300,9 @@ pub fn kinds(graph: &Graph) -> Vec<Kind> {
     for op in &graph.nodes {
         if let Op::L2Norm(op) = op {
             out[op.out.idx()] = Kind::Unit;
+            if graph.get(op.inp).role == Role::Input {
+                out[op.inp.idx()] = Kind::Single;
+            }
         }
         let ids: &[ValueId] = match op {
             Op::LayerNorm(op) => &[op.stats],
@@ -325,9 +328,9 @@ fn device_sizes(graph: &Graph) -> Vec<f64> {
         .iter()
         .zip(kinds(graph).into_iter().zip(copies));
     let size = values.map(|(v, (kind, copy))| match (v.role, kind) {
-        (Role::Grad | Role::Input, _) => 4.0,
+        (Role::Grad, _) => 4.0,
         (Role::Trainable, _) => copy.unwrap_or(4.0),
-        (Role::Temp | Role::Output, Kind::Single | Kind::Unit) => 4.0,
+        (Role::Temp | Role::Output | Role::Input, Kind::Single | Kind::Unit) => 4.0,
         _ => 2.0,
     });
     size.collect()

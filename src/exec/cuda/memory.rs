@@ -78,7 +78,7 @@ pub struct Scratch {
     pub stats: Option<DeviceTensor>,
     /// (N, 2) f32 terms of a contrastive loss.
     pub terms: Option<DeviceTensor>,
-    /// (N, E) f32 by input.
+    /// By input; images are (N, E) f32.
     pub inputs: HashMap<ValueId, DeviceTensor>,
 }
 
@@ -300,8 +300,9 @@ fn scratch<E>(
     if items {
         out.terms = Some(alloc(f32(b.items, 2), "terms")?);
     }
+    let kinds = kinds(graph);
     for id in graph.with_role(Role::Input) {
-        let t = f32(graph.rows(id, b), graph.channels(id));
+        let t = shape(graph, id, b, kinds[id.idx()]);
         out.inputs.insert(id, alloc(t, &graph.get(id).name)?);
     }
     Ok(out)
