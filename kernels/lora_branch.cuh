@@ -3,6 +3,7 @@
 #include "gemm.cuh"
 #include "philox.cuh"
 #include "step_params.cuh"
+#include "vec.cuh"
 
 // The low-rank operands of a product. `table` is lora_b (G, N, Rp), or lora_a (G, Rp, ld).
 struct Branch {
@@ -59,9 +60,11 @@ __forceinline__ __device__ unsigned kept(const Dropout& drop, const MemberParams
     for (int n = 0; n < 16; ++n) {
         int row = n / 2 % T::MI * 16 + n % 2 * 8;
         float x[2] = {1.f, 1.f};
-        if (row >= start && row < end)
-            drop2(x, drop, member.seed, member.step, tokens[row].what, tokens[row].place,
+        if (row >= start && row < end) {
+            TokenParams token = load_whole(tokens + row);
+            drop2(x, drop, member.seed, member.step, token.what, token.place,
                   col + n / 2 / T::MI * 8);
+        }
         bits = bits >> 2 | (x[0] != 0.f ? 1u << 30 : 0) | (x[1] != 0.f ? 1u << 31 : 0);
     }
     return bits;

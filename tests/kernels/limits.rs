@@ -109,11 +109,6 @@ const MOVED: &[(&str, f64, &str)] = &[
     ),
     ("layer_norm_backward_f16", 1.55, F32_PARAMS),
     ("layer_norm_forward_f16", 1.5, F32_PARAMS),
-    (
-        "linear_backward_small_f16",
-        1.25,
-        "rows of low-rank tables: 16 bytes",
-    ),
 ];
 const F32_PARAMS: &str = "a lane's eight f32 parameters take two requests, the second from L1";
 
