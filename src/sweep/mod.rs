@@ -1,8 +1,8 @@
 //! Sweeps: a grid of runs becomes members that share steps, and ends with a table.
 //!
-//! [`grid`] multiplies lists out, [`languages`] reads each language once, [`pack`] puts members that
-//! may share a step into groups that fit in memory, [`run`] trains one group after the other and goes
-//! on where it was stopped, [`table`] lays out what they reached as the paper does.
+//! [`grid`] multiplies lists out, [`crate::train::languages`] reads each language once, [`pack`] puts
+//! members that may share a step into groups that fit in memory, [`run`] trains one group after the
+//! other and goes on where it was stopped, [`table`] lays out what they reached as the paper does.
 
 pub mod grid;
 pub mod pack;

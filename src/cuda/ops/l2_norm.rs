@@ -13,7 +13,7 @@ const ROWS: usize = 4;
 pub struct Forward {
     /// What the rows are.
     pub rows: Rows,
-    /// (rows, E) f16 `=`, in [`unit`] rows.
+    /// (rows, E) f16 `=`, in [`unit()`] rows.
     pub out: DeviceTensor,
     /// (rows, 1) f32 `=` lengths.
     pub norm: DeviceTensor,
@@ -30,7 +30,7 @@ pub struct Backward {
     pub dinp: DeviceTensor,
     /// (rows, E) f16
     pub dout: DeviceTensor,
-    /// (rows, E) f16 in [`unit`] rows, as the forward left them.
+    /// (rows, E) f16 in [`unit()`] rows, as the forward left them.
     pub out: DeviceTensor,
     /// (rows, 1) f32 as the forward left it.
     pub norm: DeviceTensor,
