@@ -451,13 +451,14 @@ fn compare() -> Vec<Case> {
 
 fn predicates() -> Vec<Case> {
     let inputs: Vec<[u64; 3]> = (0..8).map(|i| [i & 1, i >> 1 & 1, i >> 2]).collect();
-    let table: [(&str, Op64); 10] = [
+    let table: [(&str, Op64); 11] = [
         ("and.pred %r1, %a1, %b1;", |a, b, _| a & b),
         ("or.pred %r1, %a1, %b1;", |a, b, _| a | b),
         ("xor.pred %r1, %a1, %b1;", |a, b, _| a ^ b),
         ("not.pred %r1, %a1;", |a, _, _| 1 - a),
         ("xor.pred %r1, %a1, -1;", |a, _, _| 1 - a),
         ("and.pred %r1, %a1, 0;", |_, _, _| 0),
+        ("not.pred %r1, -1;", |_, _, _| 0),
         ("mov.pred %r1, %a1;", |a, _, _| a),
         ("selp.b32 %r32, 10, 20, %a1;", |a, _, _| 20 - 10 * a),
         ("@%a1 mov.u32 %r32, 7;", |a, _, _| 7 * a),

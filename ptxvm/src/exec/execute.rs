@@ -251,7 +251,6 @@ impl Warp {
                 let value = logic(*f, self.pred(*a, *na), self.pred(*b, *nb));
                 self.put_pred(*d, m, value);
             }
-            Op::PredNot { d, a } => self.put_pred(*d, m, !self.preds[*a as usize]),
             Op::PredMov { d, a } => self.put_pred(*d, m, self.preds[*a as usize]),
             Op::PredConst { d, value } => self.put_pred(*d, m, if *value { u32::MAX } else { 0 }),
             Op::Trap => return trouble(FaultKind::Trap, super::first(m), "the kernel trapped"),

@@ -13,18 +13,13 @@ impl Decoder {
         if matches!(t, Ty::Pred) || self.is_pred(&o[0]) {
             let d = self.pred(&o[0])?.0;
             let (a, na) = self.pred_or_constant(&o[1])?;
-            if m[0] == "not" {
-                return Ok(Op::PredNot { d, a });
-            }
-            let (b, nb) = self.pred_or_constant(o.get(2).ok_or("no second operand")?)?;
-            return Ok(Op::PredLogic {
-                f: boolean(m[0])?,
-                d,
-                a,
-                na,
-                b,
-                nb,
-            });
+            let (f, b) = match m[0] {
+                // The one operation with a constant that is true.
+                "not" => (boolean("xor")?, &Operand::Int(1)),
+                name => (boolean(name)?, o.get(2).ok_or("no second operand")?),
+            };
+            let (b, nb) = self.pred_or_constant(b)?;
+            return Ok(Op::PredLogic { f, d, a, na, b, nb });
         }
         if m.contains(&"cc") || m[0] == "addc" || m[0] == "subc" || m[0] == "madc" {
             return self.carry(m, o, t);

@@ -152,10 +152,6 @@ pub enum Op {
         b: Row,
         nb: bool,
     },
-    PredNot {
-        d: Row,
-        a: Row,
-    },
     PredMov {
         d: Row,
         a: Row,
