@@ -9,8 +9,8 @@
 //           and, for what products read whole, low = value - halves.
 //           A member whose gradient is not finite is left as it is.
 // Arguments values grads m v f32: tensor after tensor, each (G, len), at the places that tensors
-//           (TensorParams) tells; halves f16: copies of some, rows padded, of all members, then their low; chunks (NC) Chunk: where
-//           each begins; partials (G, NC), norm n (G), factors (G, 4) f32; step StepParams, adams
+//           (TensorParams) tells; halves f16: copies of some, rows padded, of all members, then
+//           their low; chunks (NC) Chunk: where each begins; partials (G, NC), norm n (G), factors (G, 4) f32; step StepParams, adams
 //           (G) AdamParams.
 // Layout    All at 16 bytes; the padding of halves is left as it is.
 // Writes    = partials, norm, factors, halves; values, m, v, n as above.

@@ -10,8 +10,8 @@
 //           f32; step StepParams. low is what rounding took from lse, which is near 100, so that
 //           a small 1 - exp(l_ii - lse) keeps its digits. A member's texts are its anchors, then as
 //           many partners or none.
-// Layout    Rows lie `ld` halves apart, 2 ld in image and text, a multiple of 8, each pointer at 16 bytes; columns E..ld
-//           are zero where read and written as zero.
+// Layout    Rows lie `ld` halves apart, 2 ld in image and text, a multiple of 8, each pointer at 16
+//           bytes; columns E..ld are zero where read and written as zero.
 // Writes    = lse, low, terms, loss (0 where w is 0 or there are no partners), dtext of all texts,
 //           zero where no gradient flows, dimage (null: not wanted).
 // Source    Radford et al., "Learning transferable visual models" (2021), figure 3; running sums:
@@ -28,7 +28,8 @@ enum Target { ANCHORS = 0, PARTNERS = 1, IMAGES = 2 };
 
 constexpr float LOGIT_SCALE = 100.f;
 // Columns of a gradient block. D is in [-2, 2]; times 2^14 its small entries stay normal in f16. It
-// and the rows are spent as a rounded part and the rest: sums over features that share a mean cancel.
+// and the rows are spent as a rounded part and the rest: sums over features that share a mean
+// cancel.
 constexpr int COLS = 256;
 constexpr float D_SCALE = 16384.f;
 
@@ -69,13 +70,16 @@ __forceinline__ __device__ Operand side_rows(const Work& w, int pair, int side, 
 }
 
 // A tile of a product of two sides, each rounded to f16 and what that took. The two rests' product
-// is below f32's own rounding; the small ones come first, lest they be rounded as a large sum is.
+// is below f32's own rounding; what has one rest comes first, lest it be rounded as a large sum is,
+// and a's rows before b's, so that either side sees the same bits.
 __forceinline__ __device__ void cosines(float (&acc)[1][T::NI][4], __half* shared, const Operand& x,
-                                        const Operand& y, int i0, int j0, int E) {
+                                        const Operand& y, int side, int i0, int j0, int E) {
     int K = (E + 7) / 8 * 8;
-    Operand x_low = {x.data + x.ld / 2, x.ld, x.n_rows}, y_low = {y.data + y.ld / 2, y.ld, y.n_rows};
+    Operand x_low = {x.data + x.ld / 2, x.ld, x.n_rows};
+    Operand y_low = {y.data + y.ld / 2, y.ld, y.n_rows};
+    if (side == 1) T::run<Table::N_K>(acc, shared, x_low, y, i0, j0, K);
     T::run<Table::N_K>(acc, shared, x, y_low, i0, j0, K);
-    T::run<Table::N_K>(acc, shared, x_low, y, i0, j0, K);
+    if (side == 0) T::run<Table::N_K>(acc, shared, x_low, y, i0, j0, K);
     T::run<Table::N_K>(acc, shared, x, y, i0, j0, K);
 }
 
@@ -145,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_forward_f16(
     float max[2] = {-1e30f, -1e30f}, sum[2] = {}, own[2] = {};
     for (int j0 = 0; j0 < w.n; j0 += T::BN) {
         float acc[1][T::NI][4] = {};
-        cosines(acc, shared, x, y, w.i0, j0, E);
+        cosines(acc, shared, x, y, side, w.i0, j0, E);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             int row = w.i0 + T::warp_m() + g + 8 * h;
@@ -226,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
         const float *high = lse + 2ll * w.item0, *rest = low + 2ll * w.item0;
         for (int j0 = 0; j0 < w.n; j0 += T::BN) {
             float acc[1][T::NI][4] = {};
-            cosines(acc, shared, x, y, w.i0, j0, E);
+            cosines(acc, shared, x, y, side, w.i0, j0, E);
             load_columns(shared, y.data, y.ld, j0, w.n, e0, Ep);
 #pragma unroll
             for (int k = 0; k < 2 * T::NI; ++k) {

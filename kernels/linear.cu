@@ -4,8 +4,9 @@
 // Computes  out_p = inp W_p^T + bias_p + scale_p u_p B_p^T for each part p,  act = gelu(out) (the
 //           exact one);  dinp = resid + sum over p of dout_p W_p + drop_p(v_p A_p).
 // Arguments inp dinp resid (rows, C) f16; out act dout (rows, sum of OC) f16; of each part: weight
-//           (OC, C) or (G, OC, C) f16, and low, what rounding took from it; bias (OC) or (G, OC) f16, u v (rows, Rp) f16, lora_a
-//           (G, Rp, C) f16, lora_b (G, OC, Rp) f16; step StepParams, tokens TokenParams.
+//           (OC, C) or (G, OC, C) f16, and low, what rounding took from it; bias (OC) or (G, OC)
+//           f16, u v (rows, Rp) f16, lora_a (G, Rp, C) f16, lora_b (G, OC, Rp) f16; step
+//           StepParams, tokens TokenParams.
 // Layout    Rows lie a multiple of 8 halves apart, each pointer and each part's first column at 16
 //           bytes; Rp is the rank rounded up to 8, `ld_*` at least its width; columns past it are
 //           zero where read and written as zero. Rows of lora_a past the rank are zero. resid may

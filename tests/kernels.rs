@@ -115,6 +115,6 @@ pub const LIMITS: &[Limit] = &[
     Limit { name: "mse.dtext",            error: 1e-3, nmse: 2e-7  }, // 3.6e-4, 4.6e-8
     Limit { name: "contrastive.loss",     error: 2e-5, nmse: 3e-10 }, // 3.9e-6, 6.2e-11
     Limit { name: "contrastive.lse",      error: 2e-6, nmse: 4e-13 }, // 2.7e-7, 1.1e-13
-    Limit { name: "contrastive.dtext",    error: 2e-3, nmse: 3e-7  }, // 4.5e-4, 5.2e-8
-    Limit { name: "contrastive.dimage",   error: 2e-3, nmse: 3e-7  }, // 4.0e-4, 5.5e-8
+    Limit { name: "contrastive.dtext",    error: 1e-3, nmse: 1e-7  }, // 4.5e-4, 5.2e-8
+    Limit { name: "contrastive.dimage",   error: 1e-3, nmse: 1e-7  }, // 4.0e-4, 5.5e-8
 ];

@@ -114,27 +114,22 @@ impl Layer {
         let std = (1.0 / self.c as f32).sqrt();
         let (own, len, std) = match name {
             "weight" => (p.own[0], p.oc * self.c, std),
+            // Far larger than what rounding takes, so that a product without it is seen.
+            "low" => (p.own[0], p.oc * self.c, std / 8.0),
             "bias" => (p.own[1], p.oc, 0.5),
             "lora_a" => (true, p.rank * self.c, std),
             "lora_b" => (true, p.oc * p.rank, 0.05),
             "dlora_a" => (true, p.rank * self.c, 1.0),
             _ => (true, p.oc * p.rank, 1.0),
         };
-        let mut x = w.param(&of(name, i), own, len, (0.0, std));
-        if name == "weight" && p.split {
-            // Large enough that a product without it is seen.
-            let low = w.param(&of("low", i), own, len, (0.0, std / 8.0));
-            x.iter_mut().zip(low).for_each(|(x, low)| *x += low / 128.0);
-            x = split(x);
-        }
-        x
+        w.param(&of(name, i), own, len, (0.0, std))
     }
 
     /// Each member's copy of it.
     fn of_members(&self, w: &World, name: &str, i: usize) -> Vec<Vec<f64>> {
         let (all, members) = (doubles(&self.param(w, name, i)), w.seeds.len());
         let own = match name {
-            "weight" => self.parts[i].own[0],
+            "weight" | "low" => self.parts[i].own[0],
             "bias" => self.parts[i].own[1],
             _ => true,
         };
@@ -147,12 +142,24 @@ impl Layer {
         }
     }
 
+    /// Each member's weight of piece `i`, whole.
+    fn weights(&self, w: &World, i: usize) -> Vec<Vec<f64>> {
+        let mut all = self.of_members(w, "weight", i);
+        if self.parts[i].split {
+            let low = self.of_members(w, "low", i).into_iter().flatten();
+            let high = all.iter_mut().flatten();
+            high.zip(low).for_each(|(high, low)| *high += low);
+        }
+        all
+    }
+
     fn fill_part(&self, d: &Device, w: &World, i: usize) {
         let (c, p, members) = (self.c, self.parts[i], w.seeds.len());
         let copies = |own: bool| if own { members } else { 0 };
         let weight = self.param(w, "weight", i);
         d.weight(&of("weight", i), copies(p.own[0]), c, &weight);
-        d.weight(&of("low", i), copies(p.own[0]), c, &rest(&weight));
+        let low = self.param(w, "low", i);
+        d.weight(&of("low", i), copies(p.own[0]), c, &low);
         let bias = self.param(w, "bias", i);
         d.weight(&of("bias", i), copies(p.own[1]), p.oc, &bias);
         if p.rank == 0 {
@@ -320,10 +327,7 @@ impl Layer {
     /// `out` and `dinp` of piece `i`, whose columns begin at `first`, without its branch.
     fn product(&self, w: &World, (i, first): (usize, usize), at: &mut Sides) {
         let (c, p, width) = (self.c, self.parts[i], self.width());
-        let (weight, bias) = (
-            self.of_members(w, "weight", i),
-            self.of_members(w, "bias", i),
-        );
+        let (weight, bias) = (self.weights(w, i), self.of_members(w, "bias", i));
         for t in 0..w.count(self.rows) {
             let g = w.batch.member_of(self.rows, t);
             let x = &at.x[t * c..][..c];

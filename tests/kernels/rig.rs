@@ -244,37 +244,6 @@ impl Device {
     }
 }
 
-/// The first `n` rows without their padding, which must be zero; the others are still NaN.
-fn true_rows<'a>(
-    name: &str,
-    rows: impl Iterator<Item = &'a [f32]>,
-    (cols, n): (usize, usize),
-) -> Vec<f32> {
-    let mut values = Vec::new();
-    for (i, row) in rows.enumerate() {
-        let (own, padding) = row.split_at(cols);
-        if i < n {
-            let zero = padding.iter().all(|x| *x == 0.0);
-            assert!(zero, "{name}: padding of row {i}");
-            values.extend_from_slice(own);
-        } else {
-            let untouched = row.iter().all(|x| x.is_nan());
-            assert!(untouched, "{name}: wrote row {i} of {n}");
-        }
-    }
-    values
-}
-
-fn pad(data: &[f32], c: usize) -> Vec<f16> {
-    let ld = c.next_multiple_of(8);
-    let row = |row: &[f32]| {
-        let mut out: Vec<f16> = row.iter().map(|x| f16::from_f32(*x)).collect();
-        out.resize(ld, f16::ZERO);
-        out
-    };
-    data.chunks_exact(c).flat_map(row).collect()
-}
-
 /// What a kernel gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Out {
