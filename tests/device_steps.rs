@@ -24,15 +24,17 @@ use crosstune::train::program::{EncodeProgram, TextModel, TrainProgram};
 use golden::case::{Case, features, losses, set_initial};
 use serde_json::Value;
 
-/// How far features and losses may stray, in units of how far PyTorch's f16 does. For losses that is the
-/// larger of the case's own and the median of all: a case's is the most of ten numbers of one run, and
-/// another machine's run of the same program gave 1.2e-2 where 3.8e-3 is recorded (case 28).
-/// Measured: features 2.9 (case 13); losses 2.4 (case 2), of its own alone 3.6.
+/// How far features and losses may stray, in units of how far PyTorch's f16 does in the same case.
+/// Measured: features 2.9 (case 13), losses 2.0 (case 22) and what the next two tell.
 const TIMES: f32 = 3.0;
-/// Of the losses of full training, measured 3.7 (case 29). PyTorch's run does not round what its linear
-/// layers read, as a product's operands in f16 must be; one that does, its weights whole, strays 6.0 (case
-/// 28, 3.1e-2) and 2.9 (case 29, 1.5e-2) on the machine that measured ours.
-const TIMES_FULL: f32 = 5.0;
+/// Of one case in ten, but for full training, losses may stray this far: what a case's are measured by is
+/// the most of ten numbers of one run. Measured 3.6 (case 2). PyTorch's f16 run does not round what linear
+/// layers read, as a product's operands in f16 must be; one that does strays 2.9 there
+/// (tests/torch_f16_operands.py).
+const TIMES_SOME: f32 = 4.0;
+/// Of the losses of full training, measured 4.7 and 7.7 (cases 28 and 29); PyTorch with rounded operands
+/// strays 7.8 and 4.1, and where biases and tables are read in f16 too, as here, 8.1 and 6.1.
+const TIMES_FULL: f32 = 9.0;
 /// The gradient of the first step, over its tensor's norm; measured 6.4e-2 (case 19, where ReLUs of a
 /// fresh Compacter are near zero), 2.0e-2 without Compacters.
 const GRAD1: f32 = 0.1;
@@ -135,10 +137,6 @@ fn gradient_error(case: &Case<'_>, state: &TrainState, scale: f32) -> f32 {
     )
 }
 
-fn name_of(case: &Value) -> &str {
-    case["name"].as_str().expect("name")
-}
-
 fn worst(deviations: &[Value]) -> f32 {
     let numbers = deviations.iter().filter_map(Value::as_f64);
     numbers.fold(0f64, f64::max) as f32
@@ -163,6 +161,40 @@ fn each_case(cases: &[Value], f: impl Fn(&Value) -> Result<(), String> + Sync) {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
+/// What is off by how much, and its limit.
+type Error = (&'static str, f32, f32);
+
+/// How far a run is from PyTorch's, and whether its losses stray more than most may.
+fn errors(entry: &Value, case: &Case<'_>, noise: &Value, got: &Trace) -> (Vec<Error>, bool) {
+    let limit = |key: &str| noise[key].as_f64().expect("a deviation") as f32 * TIMES;
+    let own = worst(noise["loss_abs"].as_array().expect("deviations"));
+    let (is_full, want) = (entry["pet"]["type"] == "full", floats(&case.file, "losses"));
+    let feature = |got: &[Vec<f32>], key: &str| {
+        let of = |(got, text): (&Vec<f32>, &&str)| {
+            max_diff(got, &floats(&case.file, &format!("{key}.{text}")))
+        };
+        got.iter().zip(&TEXTS).map(of).fold(0f32, f32::max)
+    };
+    let (init, last) = (
+        feature(&got.feat_init, "feat_init"),
+        feature(&got.feat_final, "feat_final"),
+    );
+    let losses = max_diff(&got.losses, &want);
+    let most = if is_full { TIMES_FULL } else { TIMES_SOME };
+    let all = vec![
+        (
+            "first loss",
+            max_diff(&got.losses[..1], &want[..1]),
+            own * TIMES,
+        ),
+        ("losses", losses, own * most),
+        ("grad1", got.grad1, GRAD1),
+        ("feat_init", init, limit("feat_init_abs")),
+        ("feat_final", last, limit("feat_final_abs")),
+    ];
+    (all, !is_full && losses > own * TIMES)
+}
+
 #[test]
 fn ten_steps_of_every_case_stay_near_pytorch() {
     let Some(folder) = goldens() else { return };
@@ -171,45 +203,15 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
     let model = open_model(&folder);
     let data = batches(&folder);
     let cases = manifest["cases"].as_array().expect("cases");
-    let loss = |name: &str| worst(noise[name]["loss_abs"].as_array().expect("deviations"));
-    let mut all: Vec<f32> = cases.iter().map(|case| loss(name_of(case))).collect();
-    all.sort_by(f32::total_cmp);
-    let median = all[all.len() / 2];
+    let n_far = AtomicUsize::new(0);
     each_case(cases, |entry| {
-        let name = name_of(entry);
+        let name = entry["name"].as_str().expect("name");
         let case = Case::open(&folder, entry)?;
         let start = std::time::Instant::now();
         let packed = run(&device(VmArena::Packed), true, &model, &case, &data);
         let took = start.elapsed();
-        let limit = |key: &str| noise[name][key].as_f64().expect("a deviation") as f32 * TIMES;
-        let times = match entry["pet"]["type"] == "full" {
-            true => TIMES_FULL,
-            false => TIMES,
-        };
-        let loss_limit = loss(name).max(median) * times;
-        let want = floats(&case.file, "losses");
-        let feature = |got: &[Vec<f32>], key: &str| {
-            let of = |(got, text): (&Vec<f32>, &&str)| {
-                max_diff(got, &floats(&case.file, &format!("{key}.{text}")))
-            };
-            got.iter().zip(&TEXTS).map(of).fold(0f32, f32::max)
-        };
-        let (got, first) = (&packed.losses, max_diff(&packed.losses[..1], &want[..1]));
-        let errors = [
-            ("first loss", first, loss_limit),
-            ("losses", max_diff(got, &want), loss_limit),
-            ("grad1", packed.grad1, GRAD1),
-            (
-                "feat_init",
-                feature(&packed.feat_init, "feat_init"),
-                limit("feat_init_abs"),
-            ),
-            (
-                "feat_final",
-                feature(&packed.feat_final, "feat_final"),
-                limit("feat_final_abs"),
-            ),
-        ];
+        let (errors, is_far) = errors(entry, &case, &noise[name], &packed);
+        n_far.fetch_add(is_far.into(), Ordering::Relaxed);
         println!("{name:56} {errors:?} {took:.1?}");
         for (what, error, limit) in errors {
             if error.is_nan() || error > limit {
@@ -226,4 +228,9 @@ fn ten_steps_of_every_case_stay_near_pytorch() {
             )),
         }
     });
+    let (n_far, n) = (n_far.into_inner(), cases.len());
+    assert!(
+        n_far * 10 <= n,
+        "losses of {n_far} of {n} cases stray more than {TIMES} times PyTorch's f16"
+    );
 }
