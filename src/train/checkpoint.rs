@@ -73,7 +73,7 @@ impl MemberProgress {
         if self.first_scale != first {
             self.first_scale = first;
             self.loss_scale = first;
-            self.good_steps = 0;
+            (self.stuck, self.good_steps) = (0, 0);
         }
     }
 
@@ -221,6 +221,15 @@ mod tests {
         assert!(!p.shrink_scale(), "nothing is left to try");
         p.begin_scale(1024.0);
         assert_eq!(p.loss_scale, 1.0, "a run that goes on keeps its own");
+        p.stuck = 3;
+        let mut elsewhere = p.clone();
+        p.begin_scale(1024.0);
+        elsewhere.begin_scale(512.0);
+        assert_eq!(
+            (p.stuck, elsewhere.stuck),
+            (3, 0),
+            "there are scales to try again"
+        );
         (0..GROW_AFTER).for_each(|_| p.grow_scale());
         assert_eq!((p.loss_scale, p.good_steps), (2.0, 0));
         (0..40 * GROW_AFTER).for_each(|_| p.grow_scale());
