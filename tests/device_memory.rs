@@ -158,6 +158,20 @@ fn rooms_make_way_for_others_where_memory_is_short() {
 }
 
 #[test]
+fn marks_of_an_observed_executor_are_given_back() {
+    let program = program();
+    let (device, counts) = Counting::open(vm(), Reuse::Packed);
+    let mut state = tiny::state(&program.graph, &[1]);
+    let mut exec = executor(&device, &program, &state);
+    exec.observe(Box::new(|_| {}));
+    (0..2).for_each(|_| step(&mut exec, &mut state, 3));
+    let n_nodes = program.graph.nodes.len();
+    assert_eq!(counts.events.load(Relaxed), n_nodes + 1);
+    drop(exec);
+    assert_eq!(counts.events.load(Relaxed), 0);
+}
+
+#[test]
 fn a_panic_in_a_capture_leaves_the_device_usable() {
     let program = program();
     let after = |panics: bool| {

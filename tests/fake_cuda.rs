@@ -197,6 +197,11 @@ fn kernels(driver: &GpuDriver) {
     assert_eq!(driver.elapsed_ms(from, to).expect("timed"), 1.5);
     driver.record_again(from).expect("moved");
     assert!(why(driver.record_again(EventId(99))).contains("an event of another driver"));
+    driver.drop_event(from).expect("given back");
+    for refused in [driver.drop_event(from), driver.record_again(from)] {
+        assert!(why(refused).contains("given back"));
+    }
+    assert!(why(driver.elapsed_ms(from, to)).contains("given back"));
     assert_eq!(floats(driver, out, 16), [2.5; 16]);
 
     // More than 48 KiB has to be asked for; more than there is can't be had.

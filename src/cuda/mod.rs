@@ -56,6 +56,9 @@ impl From<DriverError> for Error {
 /// What a driver says of a graph that it does not have.
 const NO_GRAPH: &str = "a graph of another driver, or one that was given back";
 
+/// What a driver says of an event that it does not have.
+const NO_EVENT: &str = "an event of another driver, or one that was given back";
+
 /// A result of a driver call.
 pub type Result<T> = std::result::Result<T, DriverError>;
 
@@ -274,8 +277,14 @@ pub trait Driver {
     /// Moves a mark to this point of the queue.
     ///
     /// # Errors
-    /// As [`Driver::record`]; a mark of another driver.
+    /// As [`Driver::record`]; a mark of another driver, or one that was given back.
     fn record_again(&self, event: EventId) -> Result<()>;
+
+    /// Gives a mark back.
+    ///
+    /// # Errors
+    /// As [`Driver::record_again`].
+    fn drop_event(&self, event: EventId) -> Result<()>;
 
     /// Milliseconds of device time between two marks; waits for the later one.
     ///

@@ -8,7 +8,7 @@ use ptxvm::{Counters, Launch, Loc, Machine, Program};
 
 use super::{
     Arg, DeviceMemory, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile,
-    KernelId, NO_GRAPH, Result,
+    KernelId, NO_EVENT, NO_GRAPH, Result,
 };
 use crate::device::host_memory;
 
@@ -31,8 +31,8 @@ struct State {
     loaded: Vec<Program>,
     /// Program and symbol of each kernel.
     kernels: Vec<(usize, String)>,
-    events: Vec<Instant>,
-    /// None where it was given back.
+    /// None where it was given back, as in `graphs`.
+    events: Vec<Option<Instant>>,
     graphs: Vec<Option<Arc<[Work]>>>,
     capture: Option<Vec<Work>>,
     /// By kernel.
@@ -267,25 +267,32 @@ impl Driver for VmDriver {
     fn record(&self) -> Result<EventId> {
         let mut state = self.state();
         state.not_capturing("record")?;
-        state.events.push(Instant::now());
+        state.events.push(Some(Instant::now()));
         Ok(EventId(state.events.len() - 1))
     }
 
     fn record_again(&self, event: EventId) -> Result<()> {
         let mut state = self.state();
         state.not_capturing("record")?;
-        match state.events.get_mut(event.0) {
-            Some(at) => *at = Instant::now(),
-            None => return Err(failed("record", &"an event of another driver")),
-        }
+        let at = state.events.get_mut(event.0).and_then(Option::as_mut);
+        *at.ok_or_else(|| failed("record", &NO_EVENT))? = Instant::now();
         Ok(())
+    }
+
+    fn drop_event(&self, event: EventId) -> Result<()> {
+        let mut state = self.state();
+        state.not_capturing("drop of an event")?;
+        let at = state.events.get_mut(event.0).and_then(Option::take);
+        at.map(drop)
+            .ok_or_else(|| failed("drop of an event", &NO_EVENT))
     }
 
     fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
         let state = self.state();
-        match (state.events.get(from.0), state.events.get(to.0)) {
-            (Some(a), Some(b)) => Ok(b.saturating_duration_since(*a).as_secs_f32() * 1e3),
-            _ => Err(failed("elapsed", &"an event of another driver")),
+        let at = |event: EventId| state.events.get(event.0).copied().flatten();
+        match (at(from), at(to)) {
+            (Some(a), Some(b)) => Ok(b.saturating_duration_since(a).as_secs_f32() * 1e3),
+            _ => Err(failed("elapsed", &NO_EVENT)),
         }
     }
 

@@ -178,7 +178,10 @@ mod on_device {
             let from = driver.record()?;
             (0..n).try_for_each(|_| run())?;
             let to = driver.record()?;
-            Ok(f64::from(driver.elapsed_ms(from, to)?) / 1e3 / n as f64)
+            let ms = driver.elapsed_ms(from, to)?;
+            driver.drop_event(from)?;
+            driver.drop_event(to)?;
+            Ok(f64::from(ms) / 1e3 / n as f64)
         };
         // The first call loads the kernel.
         of(1)?;

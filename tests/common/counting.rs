@@ -29,6 +29,8 @@ pub struct Counts {
     pub room: AtomicUsize,
     /// Captured lists that were not given back.
     pub graphs: AtomicUsize,
+    /// Events that were not given back.
+    pub events: AtomicUsize,
 }
 
 impl Counting {
@@ -40,6 +42,7 @@ impl Counting {
             panic_at: AtomicUsize::new(usize::MAX),
             room: AtomicUsize::new(usize::MAX),
             graphs: AtomicUsize::new(0),
+            events: AtomicUsize::new(0),
         });
         let counting = Counting {
             vm,
@@ -100,7 +103,13 @@ impl Driver for Counting {
         self.vm.launch(kernel, geometry, args)
     }
     fn record(&self) -> Result<EventId> {
-        self.vm.record()
+        counted(self.vm.record(), &self.counts.events)
+    }
+    fn drop_event(&self, event: EventId) -> Result<()> {
+        let dropped = self.vm.drop_event(event);
+        let n = dropped.is_ok().into();
+        self.counts.events.fetch_sub(n, Ordering::Relaxed);
+        dropped
     }
     fn record_again(&self, event: EventId) -> Result<()> {
         self.vm.record_again(event)
@@ -131,4 +140,10 @@ impl Driver for Counting {
     fn synchronize(&self) -> Result<()> {
         self.vm.synchronize()
     }
+}
+
+/// One more, if it was done.
+fn counted<T>(done: Result<T>, count: &AtomicUsize) -> Result<T> {
+    count.fetch_add(done.is_ok().into(), Ordering::Relaxed);
+    done
 }

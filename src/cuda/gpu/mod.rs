@@ -19,7 +19,7 @@ use super::Result;
 use super::installed::{Gpu, installed, reason};
 use super::{
     Arg, DeviceMemory, DevicePtr, Driver, DriverError, EventId, Geometry, GraphId, KernelFile,
-    KernelId, NO_GRAPH,
+    KernelId, NO_EVENT, NO_GRAPH,
 };
 
 /// Copies in up to this size do not wait for the queue.
@@ -39,8 +39,8 @@ pub struct GpuDriver {
     /// By the address of the file's code.
     modules: RefCell<HashMap<*const u8, Module>>,
     kernels: RefCell<Vec<Kernel>>,
-    events: RefCell<Vec<sys::CUevent>>,
-    /// None where it was given back.
+    /// None where it was given back, as in `graphs`.
+    events: RefCell<Vec<Option<sys::CUevent>>>,
     graphs: RefCell<Vec<Option<sys::CUgraphExec>>>,
     capture: Cell<Capture>,
 }
@@ -204,8 +204,8 @@ impl GpuDriver {
     }
 
     fn event(&self, call: &str, id: EventId) -> Result<sys::CUevent> {
-        let event = self.events.borrow().get(id.0).copied();
-        event.ok_or_else(|| refused(call, "an event of another driver"))
+        let event = self.events.borrow().get(id.0).copied().flatten();
+        event.ok_or_else(|| refused(call, NO_EVENT))
     }
 }
 
@@ -295,7 +295,7 @@ impl Driver for GpuDriver {
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
             .map_err(failed("cuEventCreate"))?;
         let mut events = self.events.borrow_mut();
-        events.push(event);
+        events.push(Some(event));
         // SAFETY: event and stream live as long as `self`.
         unsafe { result::event::record(event, self.stream) }.map_err(failed("record"))?;
         Ok(EventId(events.len() - 1))
@@ -306,6 +306,19 @@ impl Driver for GpuDriver {
         let event = self.event("record", event)?;
         // SAFETY: event and stream live as long as `self`.
         unsafe { result::event::record(event, self.stream) }.map_err(failed("record"))
+    }
+
+    fn drop_event(&self, event: EventId) -> Result<()> {
+        self.bind_outside_capture("drop_event")?;
+        let taken = self
+            .events
+            .borrow_mut()
+            .get_mut(event.0)
+            .and_then(Option::take);
+        let event = taken.ok_or_else(|| refused("drop_event", NO_EVENT))?;
+        // SAFETY: made by `record` and, being out of `events` now, destroyed once; the driver keeps it
+        // until work that records it is done.
+        unsafe { result::event::destroy(event) }.map_err(failed("drop_event"))
     }
 
     fn elapsed_ms(&self, from: EventId, to: EventId) -> Result<f32> {
@@ -406,7 +419,7 @@ impl Drop for GpuDriver {
             for graph in self.graphs.get_mut().drain(..).flatten() {
                 let _ = result::graph::exec_destroy(graph);
             }
-            for event in self.events.get_mut().drain(..) {
+            for event in self.events.get_mut().drain(..).flatten() {
                 let _ = result::event::destroy(event);
             }
             for (_, module) in self.modules.get_mut().drain() {

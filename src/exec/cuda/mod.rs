@@ -310,6 +310,9 @@ impl Drop for CudaExecutor {
     fn drop(&mut self) {
         let opened = self.device.lock();
         // A failure here is the echo of one that a call returned.
+        for mark in self.marks.drain(..) {
+            let _ = opened.driver().drop_event(mark);
+        }
         let _ = self.rooms.free(opened.driver());
         let _ = free_all(opened.driver(), self.owned.drain(..));
     }
