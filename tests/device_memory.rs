@@ -6,9 +6,10 @@
 mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use common::counting::Counting;
+use common::counting::{Counting, Counts};
 use common::kernel_model::{config, data, executor, member, source};
 use common::tiny;
 use common::world::World;
@@ -132,29 +133,54 @@ fn an_executor_that_cannot_be_made_leaves_nothing() {
     assert_eq!(used(&device), 0);
 }
 
-/// Values after steps of few, many and few items.
-fn there_and_back(device: &Device) -> (Vec<f32>, u64) {
+/// Values after steps of few, many and few items; the most memory in use, and how often some of it was
+/// given back on the way.
+fn there_and_back((device, counts): (Device, Arc<Counts>)) -> (Vec<f32>, u64, usize) {
     let program = program();
     let mut state = tiny::state(&program.graph, &[1]);
-    let mut exec = executor(device, &program, &state);
+    let mut exec = executor(&device, &program, &state);
     let mut most = 0;
     for items in [3, 3, 9, 9, 3, 3] {
         step(&mut exec, &mut state, items);
-        most = most.max(used(device));
+        most = most.max(used(&device));
     }
     exec.store(&mut state).expect("stored");
-    (state.values, most)
+    (state.values, most, counts.frees.load(Relaxed))
 }
 
 #[test]
 fn rooms_make_way_for_others_where_memory_is_short() {
     for reuse in [Reuse::Packed, Reuse::Spread] {
-        let (want, most) = there_and_back(&Device::new(Box::new(vm()), reuse));
-        let driver = vm().with_memory(most - 1);
-        let (got, less) = there_and_back(&Device::new(Box::new(driver), reuse));
-        assert!(less < most);
+        let (want, most, frees) = there_and_back(Counting::open(vm(), reuse));
+        let short = vm().with_memory(most - 1);
+        let (got, _, more) = there_and_back(Counting::open(short, reuse));
+        assert!(more > frees, "{reuse:?}: {more} of {frees}");
         assert!(got == want, "{reuse:?}");
     }
+}
+
+#[test]
+fn steps_that_there_is_no_room_to_capture_are_launched() {
+    let program = program();
+    let after = |no_graphs: usize| {
+        let (device, counts) = Counting::open(vm(), Reuse::Packed);
+        counts.no_graphs.store(no_graphs, Relaxed);
+        let mut state = tiny::state(&program.graph, &[1]);
+        let mut exec = executor(&device, &program, &state);
+        // The larger room comes first: it is there still when the smaller one comes.
+        for items in [9, 9, 9, 3, 3, 3, 9] {
+            step(&mut exec, &mut state, items);
+        }
+        exec.store(&mut state).expect("stored");
+        let seen = (counts.graphs.load(Relaxed), exec.n_replays());
+        drop(exec);
+        assert_eq!(counts.graphs.load(Relaxed), 0);
+        (state.values, seen)
+    };
+    let (want, all) = after(0);
+    let (got, one) = after(1);
+    assert_eq!((all, one), ((2, 3), (1, 1)));
+    assert!(got == want);
 }
 
 #[test]

@@ -292,6 +292,17 @@ fn capture(driver: &GpuDriver) {
     assert!(why(driver.end_capture()).contains("launch failed in it"));
     driver.synchronize().expect("done");
 
+    // A list that there is no room for; the next one is as good as any.
+    driver.begin_capture().expect("begun");
+    (0..65).for_each(|_| driver.fill(out, 0, 32).expect("noted"));
+    let full = driver.end_capture();
+    assert!(matches!(&full, Err(DriverError::NoRoomToCapture { .. })));
+    let text = "Fake (cuda:0): no room for a captured list of launches";
+    assert_eq!(why(full), text);
+    driver.begin_capture().expect("begun");
+    let next = driver.end_capture().expect("ended");
+    driver.drop_graph(next).expect("given back");
+
     // Given back while it may still be running, and only once.
     driver.replay(graph).expect("replayed");
     driver.drop_graph(graph).expect("given back");

@@ -33,6 +33,12 @@ pub enum DriverError {
         /// What it was for.
         label: String,
     },
+    /// The device has no room for a captured list of launches; they can be launched one by one.
+    #[error("{device}: no room for a captured list of launches")]
+    NoRoomToCapture {
+        /// The device's name.
+        device: String,
+    },
     /// A call that the device refused, or a kernel that failed in it.
     #[error("{call}: {reason}")]
     Failed {
@@ -301,13 +307,14 @@ pub trait Driver {
     /// Ends the capture.
     ///
     /// # Errors
-    /// If none is under way, or a call that can't be captured was made in it.
+    /// If none is under way, or a call that can't be captured was made in it;
+    /// [`DriverError::NoRoomToCapture`].
     fn end_capture(&self) -> Result<GraphId>;
 
     /// Runs a captured list. The memory it names must still be allocated.
     ///
     /// # Errors
-    /// As for the launches in it.
+    /// As for the launches in it; [`DriverError::NoRoomToCapture`] at its first run, which places it.
     fn replay(&self, graph: GraphId) -> Result<()>;
 
     /// Gives a captured list back, once the work under way is done.

@@ -29,8 +29,12 @@ pub struct Counts {
     pub room: AtomicUsize,
     /// Captured lists that were not given back.
     pub graphs: AtomicUsize,
+    /// Captured lists that there will be no room for.
+    pub no_graphs: AtomicUsize,
     /// Events that were not given back.
     pub events: AtomicUsize,
+    /// Allocations that were given back.
+    pub frees: AtomicUsize,
 }
 
 impl Counting {
@@ -42,7 +46,9 @@ impl Counting {
             panic_at: AtomicUsize::new(usize::MAX),
             room: AtomicUsize::new(usize::MAX),
             graphs: AtomicUsize::new(0),
+            no_graphs: AtomicUsize::new(0),
             events: AtomicUsize::new(0),
+            frees: AtomicUsize::new(0),
         });
         let counting = Counting {
             vm,
@@ -70,7 +76,7 @@ impl Driver for Counting {
         self.vm.alloc(bytes, label)
     }
     fn free(&self, ptr: DevicePtr) -> Result<()> {
-        self.vm.free(ptr)
+        counted(self.vm.free(ptr), &self.counts.frees)
     }
     fn copy_in(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
         self.vm.copy_in(to, from)
@@ -122,10 +128,15 @@ impl Driver for Counting {
     }
     fn end_capture(&self) -> Result<GraphId> {
         let graph = self.vm.end_capture();
-        self.counts
-            .graphs
-            .fetch_add(graph.is_ok().into(), Ordering::Relaxed);
-        graph
+        let left = self.counts.no_graphs.load(Ordering::Relaxed);
+        if left > 0 {
+            self.counts.no_graphs.store(left - 1, Ordering::Relaxed);
+            self.vm.drop_graph(graph?)?;
+            return Err(DriverError::NoRoomToCapture {
+                device: self.name(),
+            });
+        }
+        counted(graph, &self.counts.graphs)
     }
     fn drop_graph(&self, graph: GraphId) -> Result<()> {
         let dropped = self.vm.drop_graph(graph);

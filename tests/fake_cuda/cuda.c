@@ -181,6 +181,7 @@ int cuStreamEndCapture(void *s, void **g) {
 }
 int cuGraphInstantiateWithFlags(void **exec, void *g, unsigned long long flags) {
     need(); CHECK(g == &graph_made && flags == 0);
+    if (captured.n > 64) return OUT_OF_MEMORY;
     live++;
     *exec = malloc(sizeof captured);
     memcpy(*exec, &captured, sizeof captured);

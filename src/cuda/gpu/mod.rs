@@ -207,6 +207,16 @@ impl GpuDriver {
         let event = self.events.borrow().get(id.0).copied().flatten();
         event.ok_or_else(|| refused(call, NO_EVENT))
     }
+
+    /// For errors of calls that make a captured list, or place it, as its first launch does.
+    fn no_capture(&self, call: &str, e: CudaError) -> DriverError {
+        match e.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => DriverError::NoRoomToCapture {
+                device: self.name(),
+            },
+            _ => failed(call)(e),
+        }
+    }
 }
 
 impl Driver for GpuDriver {
@@ -364,10 +374,10 @@ impl Driver for GpuDriver {
             // SAFETY: a graph that is not null is whole.
             (_, Ok(graph)) if !graph.is_null() => unsafe {
                 result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
-                    .map_err(failed("end_capture"))
+                    .map_err(|e| self.no_capture("end_capture", e))
             },
             (_, Ok(_)) => Err(refused("end_capture", "the driver gave no graph")),
-            (_, Err(e)) => Err(failed("end_capture")(e)),
+            (_, Err(e)) => Err(self.no_capture("end_capture", e)),
         };
         if let Ok(graph) = graph
             && !graph.is_null()
@@ -385,7 +395,8 @@ impl Driver for GpuDriver {
         let exec = self.graphs.borrow().get(graph.0).copied().flatten();
         let exec = exec.ok_or_else(|| refused("replay", NO_GRAPH))?;
         // SAFETY: the graph was not given back, and the stream lives as long as `self`.
-        unsafe { result::graph::launch(exec, self.stream) }.map_err(failed("replay"))
+        unsafe { result::graph::launch(exec, self.stream) }
+            .map_err(|e| self.no_capture("replay", e))
     }
 
     fn drop_graph(&self, graph: GraphId) -> Result<()> {

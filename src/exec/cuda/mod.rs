@@ -9,6 +9,7 @@ mod rooms;
 mod state;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ use crate::bad_input;
 use crate::cuda::device::{Device, Opened, Source};
 use crate::cuda::ops::{Context, DeviceTensor, embedding, layer_norm, phm};
 use crate::cuda::step_params::StepBuffer;
-use crate::cuda::{self, DevicePtr, Driver, EventId, GraphId};
+use crate::cuda::{self, DevicePtr, Driver, DriverError, EventId, GraphId};
 use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
@@ -117,6 +118,35 @@ impl CudaExecutor {
             memory: &prepared.memory,
             forget: self.device.reuse() == Reuse::Packed,
         }
+    }
+
+    /// Launches a pass: noted the second time and replayed from then on, where the device has room.
+    fn launch(&mut self, opened: &Opened, room: Room, nodes: Range<usize>) -> cuda::Result<()> {
+        let driver = opened.driver();
+        let prepared = self.rooms.at(&room);
+        let key = (nodes.start, nodes.end);
+        let launch = || self.over(opened, prepared).nodes(nodes.clone());
+        let known = match prepared.replay(key) {
+            Some(Replay::Captured(graph)) => {
+                driver.replay(graph)?;
+                self.n_replays += 1;
+                return Ok(());
+            }
+            Some(Replay::Seen) if self.capture => match replayed(driver, launch) {
+                Ok(graph) => Replay::Captured(graph),
+                Err(DriverError::NoRoomToCapture { .. }) => {
+                    launch()?;
+                    Replay::Launched
+                }
+                Err(error) => return Err(error),
+            },
+            known => {
+                launch()?;
+                known.unwrap_or(Replay::Seen)
+            }
+        };
+        self.rooms.note(&room, key, known);
+        Ok(())
     }
 
     /// Launches a pass node by node, with a mark before each and one at the end, and tells the
@@ -251,26 +281,7 @@ impl Executor for CudaExecutor {
         if self.observer.is_some() {
             return self.observed(&opened, room, pass);
         }
-        let prepared = self.rooms.at(&room);
-        let key = (pass.nodes.start, pass.nodes.end);
-        let driver = opened.driver();
-        let launch = || self.over(&opened, prepared).nodes(pass.nodes.clone());
-        match prepared.replay(key) {
-            Some(Replay::Captured(graph)) => {
-                driver.replay(graph)?;
-                self.n_replays += 1;
-            }
-            Some(Replay::Seen) if self.capture => {
-                let graph = captured(driver, launch)?;
-                self.rooms.note(&room, key, Replay::Captured(graph));
-                driver.replay(graph)?;
-            }
-            _ => {
-                launch()?;
-                self.rooms.note(&room, key, Replay::Seen);
-            }
-        }
-        Ok(())
+        Ok(self.launch(&opened, room, pass.nodes.clone())?)
     }
 
     fn observe(&mut self, observer: Observer) {
@@ -350,8 +361,8 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// What `launch` launches, noted and not run.
-fn captured(
+/// What `launch` launches, noted and then run.
+fn replayed(
     driver: &dyn Driver,
     launch: impl FnOnce() -> cuda::Result<()>,
 ) -> cuda::Result<GraphId> {
@@ -362,7 +373,13 @@ fn captured(
     };
     launch()?;
     capture.under_way = false;
-    driver.end_capture()
+    let graph = driver.end_capture()?;
+    if let Err(error) = driver.replay(graph) {
+        // The error that is told is the one that came first.
+        let _ = driver.drop_graph(graph);
+        return Err(error);
+    }
+    Ok(graph)
 }
 
 /// Fails if the kernels do not take a graph: before anything is copied, and with what to do.

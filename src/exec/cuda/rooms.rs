@@ -34,6 +34,8 @@ pub enum Replay {
     Seen,
     /// It is noted on the device.
     Captured(GraphId),
+    /// The device had no room to note it.
+    Launched,
 }
 
 impl Prepared {
