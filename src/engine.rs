@@ -3,6 +3,7 @@
 //! Several may live in one process: each has its own pool of threads and nothing is global.
 
 mod home;
+pub mod memory;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};

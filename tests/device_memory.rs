@@ -1,10 +1,11 @@
 //! What an executor takes on a device, and that it gives it back: at its end, when it could not be made,
-//! when it plans anew, after a panic. And that a sweep's groups fit. In the virtual machine, which
-//! knows every byte.
+//! when it plans anew, after a panic. And that a sweep's groups fit, or go on where they fitted once. In
+//! the virtual machine, which knows every byte.
 #![cfg(feature = "cuda")]
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,11 +30,11 @@ use crosstune::graph::plan::Reuse;
 use crosstune::model::text::DropoutRates;
 use crosstune::sweep::Spec;
 use crosstune::sweep::pack::{self, Limits};
-use crosstune::sweep::run::Sweep;
+use crosstune::sweep::run::{Event, Sweep};
 use crosstune::tensor::Dtype;
 use crosstune::text::pack::Batch;
 use crosstune::train::config::{MemberConfig, Shared};
-use crosstune::train::languages::Reader;
+use crosstune::train::languages::{Languages, Reader};
 use crosstune::train::objective::Strategy;
 use crosstune::train::program::{EncodeProgram, TrainProgram};
 use crosstune::weights::view::TensorView;
@@ -245,86 +246,176 @@ fn specs() -> Vec<Spec> {
     [1e-3, 2e-3, 3e-3, 4e-3].map(spec).into()
 }
 
-/// Sizes of the groups of a sweep on a machine of so much memory, and their bytes; it is run unless
-/// `out` is none.
-///
-/// # Errors
-/// If a member does not fit.
-fn swept(
-    w: &World,
-    driver: VmDriver,
-    members: usize,
-    out: Option<&str>,
-) -> Result<Vec<(usize, u64)>, Error> {
-    let device = Device::new(Box::new(driver), Reuse::Packed);
-    let options = EngineOptions {
-        threads: Some(1),
-        device: DeviceChoice::Vm(VmArena::Packed),
-    };
-    let engine = Engine::open_on(&w.path("model"), options, device).expect("opened");
-    let limits = Limits {
-        members,
-        bytes: engine.training_memory(None).expect("told"),
-    };
-    let source = Source::Jsonl(JsonlFiles::One(w.path("world.jsonl")));
-    let protocol = Protocol {
-        shots: Shots::Few(10),
-        ..Protocol::default()
-    };
-    let file = w.path("features.safetensors");
-    let features = Features::load(&file).expect("features");
-    let reader = Reader {
-        engine: &engine,
-        source: &source,
-        protocol: &protocol,
-        features: &features,
-        file: &file,
-    };
-    let wanted = [("de".to_string(), vec![Strategy::Baseline1])];
-    let languages = reader.read(&wanted).expect("read");
-    let specs = specs();
-    let all: Vec<usize> = (0..specs.len()).collect();
-    let groups = pack::pack(&engine, (&specs, &all), &languages, limits)?;
-    if let Some(out) = out {
-        let folder = w.path(out);
-        std::fs::create_dir(&folder).expect("made");
-        let sweep = Sweep {
+/// A sweep on a machine.
+struct Swept {
+    engine: Engine,
+    languages: Languages,
+    specs: Vec<Spec>,
+    limits: Limits,
+}
+
+impl Swept {
+    fn open(w: &World, driver: VmDriver, members: usize) -> Swept {
+        let device = Device::new(Box::new(driver), Reuse::Packed);
+        let options = EngineOptions {
+            threads: Some(1),
+            device: DeviceChoice::Vm(VmArena::Packed),
+        };
+        let engine = Engine::open_on(&w.path("model"), options, device).expect("opened");
+        let limits = Limits {
+            members,
+            memory: engine.training_memory(None).expect("told"),
+        };
+        let source = Source::Jsonl(JsonlFiles::One(w.path("world.jsonl")));
+        let protocol = Protocol {
+            shots: Shots::Few(10),
+            ..Protocol::default()
+        };
+        let file = w.path("features.safetensors");
+        let features = Features::load(&file).expect("features");
+        let reader = Reader {
             engine: &engine,
+            source: &source,
+            protocol: &protocol,
+            features: &features,
+            file: &file,
+        };
+        let wanted = [("de".to_string(), vec![Strategy::Baseline1])];
+        let languages = reader.read(&wanted).expect("read");
+        Swept {
+            languages,
+            specs: specs(),
+            limits,
+            engine,
+        }
+    }
+
+    /// Members and bytes of all groups.
+    fn groups(&self) -> Result<Vec<(usize, u64)>, Error> {
+        let all: Vec<usize> = (0..self.specs.len()).collect();
+        let chosen = (&self.specs[..], &all[..]);
+        let groups = pack::pack(&self.engine, chosen, &self.languages, self.limits)?;
+        Ok(groups.iter().map(|g| (g.members.len(), g.bytes)).collect())
+    }
+
+    /// Runs it in a folder, until so many steps of members are done; says with how many members and
+    /// at which step each group began.
+    fn run(&self, w: &World, out: &str, steps: usize) -> Result<Vec<(usize, usize)>, Error> {
+        let folder = w.path(out);
+        std::fs::create_dir_all(&folder).expect("made");
+        let sweep = Sweep {
+            engine: &self.engine,
             folder: &folder,
             model: "model",
-            specs: &specs,
-            languages: &languages,
-            limits,
+            specs: &self.specs,
+            languages: &self.languages,
+            limits: self.limits,
             save_every: 100,
         };
-        let go_on = &mut |_: crosstune::sweep::run::Event<'_>| std::ops::ControlFlow::Continue(());
-        sweep.run(go_on).expect("ran");
+        let mut begun = Vec::new();
+        let ran = sweep.run(&mut |event| {
+            match event {
+                Event::Group { group, step } => begun.push((group.members.len(), step)),
+                Event::Step { done, .. } if done >= steps => return ControlFlow::Break(()),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        });
+        match ran {
+            Ok(_) | Err(Error::Cancelled) => Ok(begun),
+            Err(error) => Err(error),
+        }
     }
-    Ok(groups.iter().map(|g| (g.members.len(), g.bytes)).collect())
+}
+
+/// Bytes of the model's weights on a device.
+fn weights(w: &World) -> u64 {
+    let engine = Engine::open(&w.path("model"), EngineOptions::default()).expect("opened");
+    let model = engine.model();
+    let tower = EncodeProgram::new(&model.config, model.head, &Adapter::default());
+    Device::vm(VmArena::Packed).missing_bytes(&tower.graph)
 }
 
 #[test]
 fn groups_of_a_sweep_fit_in_the_devices_memory() {
     let w = World::new();
-    let all = swept(&w, vm(), 16, Some("roomy")).expect("swept");
-    let pairs = swept(&w, vm(), 2, None).expect("packed");
+    let roomy = Swept::open(&w, vm(), 16);
+    let all = roomy.groups().expect("packed");
+    let pairs = Swept::open(&w, vm(), 2).groups().expect("packed");
     assert_eq!((all.len(), all[0].0, pairs.len()), (1, 4, 2));
+    roomy.run(&w, "roomy", usize::MAX).expect("ran");
     // So much that two fit and four don't, beside the weights and what a driver keeps.
-    let engine = Engine::open(&w.path("model"), EngineOptions::default()).expect("opened");
-    let model = engine.model();
-    let tower = EncodeProgram::new(&model.config, model.head, &Adapter::default());
-    let weights = Device::vm(VmArena::Packed).missing_bytes(&tower.graph);
-    let bytes = weights + (all[0].1 + pairs[0].1) / 2 / 9 * 10;
-    let few = swept(&w, vm().with_memory(bytes), 16, Some("short")).expect("swept");
-    assert!(few.len() > 1, "{few:?}");
+    let bytes = weights(&w) + (all[0].1 + pairs[0].1) / 2 / 9 * 10;
+    let few = Swept::open(&w, vm().with_memory(bytes), 16);
+    assert!(few.groups().expect("packed").len() > 1);
+    few.run(&w, "short", usize::MAX).expect("ran");
     let want = common::sweep::results(&w, "roomy");
     assert_eq!(want.len(), 3 * 4 + 2);
     common::sweep::assert_same(&w, "short", &want);
-    // Not even one.
-    let none = swept(&w, vm().with_memory(weights + 1000), 16, None);
-    let error = none.expect_err("no room").to_string();
-    assert!(
-        error.contains("for its largest step, even alone"),
-        "{error}"
-    );
+}
+
+#[test]
+fn a_member_that_does_not_fit_alone_is_refused_with_what_there_is() {
+    let w = World::new();
+    let weights = weights(&w);
+    let says = |bytes: u64| {
+        let none = Swept::open(&w, vm().with_memory(bytes), 16).groups();
+        none.expect_err("no room").to_string()
+    };
+    let alone = says(weights + 1000);
+    let needs = "memory: lr0.001 needs 0.001 GiB for its largest step, even alone, and 0.000 GiB are \
+        allowed (vm has 0.000 GiB free, the model takes 0.000 GiB, a tenth of the rest is left to the \
+        driver); give a smaller batch, --max-tokens, or free memory there";
+    assert_eq!(alone, needs);
+    let model = says(weights);
+    let takes = "memory: vm has 0.000 GiB free, the model takes 0.000 GiB; free some there, or use \
+        --device cpu";
+    assert_eq!(model, takes);
+}
+
+#[test]
+fn a_group_that_was_begun_goes_on_in_less_memory_or_says_that_it_does_not_fit() {
+    let w = World::new();
+    let begun = Swept::open(&w, vm(), 16);
+    let bytes = begun.groups().expect("packed")[0].1;
+    begun.run(&w, "undisturbed", usize::MAX).expect("ran");
+    let want = common::sweep::results(&w, "undisturbed");
+    let most = weights(&w) + bytes;
+    // Sized to nine tenths of what was free, it goes on where that many bytes are the last ones.
+    for (out, less, members) in [("begun", 0, 16), ("again", 1, 16), ("pairs", 0, 2)] {
+        let first = begun.run(&w, out, 4).expect("stopped");
+        assert_eq!(first, [(4, 0)]);
+        let short = Swept::open(&w, vm().with_memory(most - less), members);
+        assert!(
+            short.groups().expect("packed").len() > 1,
+            "a new one would be smaller"
+        );
+        let checkpoint = w.path(out).join("checkpoint.safetensors");
+        let kept = std::fs::read(&checkpoint).expect("a checkpoint");
+        match (short.run(&w, out, usize::MAX), out) {
+            (went_on, "begun") => assert_eq!(went_on.expect("ran"), [(4, 1)]),
+            (refused, _) => {
+                let error = refused.expect_err("refused").to_string();
+                let why = match out {
+                    "pairs" => {
+                        "its group has 4 members, and --max-members allows 2; allow as many, or"
+                    }
+                    _ => "GiB are allowed (vm has 0.002 GiB free, the model takes 0.000 GiB); free",
+                };
+                assert!(
+                    error.contains("/checkpoint.safetensors: its group"),
+                    "{error}"
+                );
+                assert!(error.contains(why), "{error}");
+                assert!(std::fs::read(&checkpoint).expect("still there") == kept);
+                std::fs::remove_file(&checkpoint).expect("removed");
+                let anew = short.run(&w, out, usize::MAX).expect("ran");
+                assert!(
+                    anew.iter().all(|(n, step)| *n < 4 && *step == 0),
+                    "{anew:?}"
+                );
+            }
+        }
+        common::sweep::assert_same(&w, out, &want);
+    }
 }

@@ -124,16 +124,51 @@ fn what_is_left_may_be_packed_anew() {
     let mut child = start(&w, &["--quiet"]);
     assert!(wait_for(&w, "checkpoint.safetensors", &mut child));
     assert!(kill(child));
-    // The group that was trained has four members; two are allowed now, and it begins again.
+    // The group that was trained has four members; two are allowed now, and it begins again, once its
+    // checkpoint is given up.
     let dry = ["sweep", "sweep.toml", "--out=run", "--dry-run", "--json"];
     let groups = |more: &[&str]| {
         let json = w.run(dry.iter().chain(more)).ok().json();
         json["groups"].as_array().map(Vec::len)
     };
     assert_eq!(groups(&[]), Some(3));
+    let fewer = ["sweep", "sweep.toml", "--out=run", "--max-members=2"];
+    let less = ["sweep", "sweep.toml", "--out=run", "--memory=1e-6"];
+    let file = w.path("run/checkpoint.safetensors");
+    for (args, why) in [
+        (fewer, "--max-members allows 2; allow as many, or"),
+        (
+            less,
+            "0.000 GiB are allowed (--memory); give a larger --memory, or",
+        ),
+    ] {
+        let ran = w.run(args);
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        let says = [
+            "run/checkpoint.safetensors: its group ",
+            why,
+            " remove the file, and",
+        ];
+        assert!(
+            says.iter().all(|s| ran.stderr.contains(s)),
+            "{}",
+            ran.stderr
+        );
+        assert!(file.exists());
+    }
+    let named = w.path("run/running.json");
+    let names = std::fs::read(&named).expect("names");
+    std::fs::remove_file(&named).expect("removed");
+    let lost = w.run(["sweep", "sweep.toml", "--out=run"]);
+    assert_eq!(lost.code, 2, "{}", lost.stderr);
+    assert!(
+        lost.stderr
+            .contains("running.json beside it names no group of this sweep")
+    );
+    std::fs::write(&named, names).expect("written");
+    std::fs::remove_file(&file).expect("removed");
     assert_eq!(groups(&["--max-members=2"]), Some(6));
-    w.run(["sweep", "sweep.toml", "--out=run", "--max-members=2"])
-        .ok();
+    w.run(fewer).ok();
     assert_same(&w, "run", &want);
 }
 

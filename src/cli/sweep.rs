@@ -9,6 +9,7 @@ use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
 use crosstune::data::Shots;
 use crosstune::device::DeviceChoice;
+use crosstune::engine::memory::gib;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
@@ -203,7 +204,7 @@ fn open_inputs(settings: &Settings) -> Result<Inputs> {
         codes: wanted.into_iter().map(|(l, _)| l).collect(),
         limits: Limits {
             members: settings.max_members(),
-            bytes: engine.training_memory(settings.memory_bytes())?,
+            memory: engine.training_memory(settings.memory_bytes())?,
         },
         save_every: common.recipe.save_every.unwrap_or(100),
         engine,
@@ -236,10 +237,6 @@ fn spec(point: Point, engine: &Engine, languages: &Languages) -> Result<Spec> {
         config,
         init: point.args.recipe.init,
     })
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / (1u64 << 30) as f64
 }
 
 fn dry_run(inputs: &Inputs, groups: &[Group], output: Output) -> Result<()> {
@@ -275,7 +272,7 @@ fn dry_run(inputs: &Inputs, groups: &[Group], output: Output) -> Result<()> {
     );
     for (i, group) in groups.iter().enumerate() {
         println!(
-            "group {}: {} members, {} steps of at most {} tokens, {:.3} GiB",
+            "group {}: {} members, {} steps of at most {} tokens, {}",
             i + 1,
             group.members.len(),
             group.steps,
@@ -359,7 +356,7 @@ fn show(event: &Event<'_>, inputs: &Inputs, progress: &mut Progress) {
             row.recall.mean_r1()
         )),
         Event::Group { group, step } => progress.line(format_args!(
-            "{} members share a step from step {step} of {} on, at most {} tokens, {:.3} GiB: {}, ...",
+            "{} members share a step from step {step} of {} on, at most {} tokens, {}: {}, ...",
             group.members.len(),
             group.steps,
             group.tokens,

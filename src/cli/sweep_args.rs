@@ -78,8 +78,9 @@ pub struct Args {
     /// Most members of a group, which share each step [default: 16]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     max_members: Option<usize>,
-    /// Most memory of a group's step, beside the model's weights [default: half of this machine's, or
-    /// what a device has free, which is always the limit there]. Results do not depend on it.
+    /// Most memory of a group's step, beside the model's weights [default: half of this machine's; on
+    /// a device nine tenths of what is free without the weights, which is always the limit there].
+    /// Results do not depend on it.
     #[arg(long, value_name = "GIB", value_parser = finite::<f64>)]
     memory: Option<f64>,
     /// Most packed tokens of a pass through the model, as `train --max-tokens` has it, for all members

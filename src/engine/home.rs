@@ -1,5 +1,6 @@
 //! Where an engine computes, and how much memory there is for training.
 
+use super::memory::TrainingMemory;
 use super::{ENCODE_TOKENS, Engine};
 use crate::adapter::Adapter;
 #[cfg(not(feature = "cuda"))]
@@ -68,24 +69,26 @@ fn first_usable() -> Option<usize> {
 }
 
 impl Engine {
-    /// Bytes that training may take here, beside the model's weights: `wanted`, or half of this
-    /// machine's memory. On a device nine tenths of what is free are the limit: the driver needs some
-    /// for kernels and captured steps.
+    /// What memory there is for training, where the user allows `wanted` bytes.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn training_memory(&self, wanted: Option<u64>) -> Result<u64> {
-        match &self.home {
-            Home::Cpu => Ok(wanted.unwrap_or(host_memory() / 2)),
+    pub fn training_memory(&self, wanted: Option<u64>) -> Result<TrainingMemory> {
+        let (free, weights) = match &self.home {
+            Home::Cpu => (host_memory(), 0),
             #[cfg(feature = "cuda")]
             Home::Cuda(device) => {
                 let model = &self.model;
                 let tower = EncodeProgram::new(&model.config, model.head, &Adapter::default());
-                let free = device.memory()?.free;
-                let free = free.saturating_sub(device.missing_bytes(&tower.graph)) / 10 * 9;
-                Ok(wanted.map_or(free, |wanted| wanted.min(free)))
+                (device.memory()?.free, device.missing_bytes(&tower.graph))
             }
-        }
+        };
+        Ok(TrainingMemory {
+            device: self.device(),
+            wanted,
+            free,
+            weights,
+        })
     }
 
     /// Bytes that training takes here, beside the model's weights: values, gradients and moments of

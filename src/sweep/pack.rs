@@ -2,8 +2,10 @@
 
 use super::Spec;
 use crate::bad_input;
+use crate::device::DeviceChoice;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::engine::memory::{Share, TrainingMemory, gib};
+use crate::error::{Error, Result};
 use crate::train::config::Shared;
 use crate::train::cost::Load;
 use crate::train::languages::Languages;
@@ -14,8 +16,35 @@ use crate::train::program::TrainProgram;
 pub struct Limits {
     /// Members of a group.
     pub members: usize,
-    /// Bytes of [`Engine::training_bytes`].
-    pub bytes: u64,
+    /// For [`Engine::training_bytes`] of a group.
+    pub memory: TrainingMemory,
+}
+
+impl Limits {
+    /// Why a group that was packed before is too large for that share of memory, and what helps; none
+    /// if it is not.
+    pub fn refusal(&self, group: &Group, share: Share) -> Option<String> {
+        let (n, allowed) = (group.members.len(), self.memory.bytes(share));
+        if n > self.members {
+            let most = self.members;
+            return Some(format!(
+                "its group has {n} members, and --max-members allows {most}; allow as many"
+            ));
+        }
+        if group.bytes <= allowed {
+            return None;
+        }
+        let more = match self.memory.is_wanted(share) {
+            true => "give a larger --memory",
+            false => "free memory, or go on where there is more",
+        };
+        Some(format!(
+            "its group of {n} members needs {}, and {} are allowed ({}); {more}",
+            gib(group.bytes),
+            gib(allowed),
+            self.memory.source(share)
+        ))
+    }
 }
 
 /// Members that train in one step.
@@ -87,12 +116,13 @@ pub fn pack(
         queue.sort_by_key(|(_, steps, _)| std::cmp::Reverse(*steps));
         let mut rest = &queue[..];
         while let [(first, ..), ..] = rest {
-            let fits = |n: &usize| sizer.bytes(&rest[..*n]) <= limits.bytes;
+            let bytes = limits.memory.bytes(Share::Planned);
+            let fits = |n: &usize| sizer.bytes(&rest[..*n]) <= bytes;
             let Some(n) = largest(rest.len().min(most), fits) else {
                 return Err(too_large(
                     &specs[*first].name,
                     sizer.bytes(&rest[..1]),
-                    limits,
+                    &limits.memory,
                 ));
             };
             groups.push(sizer.group(&rest[..n]));
@@ -102,8 +132,7 @@ pub fn pack(
     Ok(groups)
 }
 
-/// The group of given members, as they were packed once; none if they may not share a step or do not
-/// fit in `limits`.
+/// The group of given members, as they were packed once; none if they may not share a step.
 ///
 /// # Errors
 /// If a language was not read.
@@ -111,18 +140,16 @@ pub fn regroup(
     engine: &Engine,
     (specs, members): (&[Spec], &[usize]),
     languages: &Languages,
-    limits: Limits,
 ) -> Result<Option<Group>> {
     let [first, ..] = members else {
         return Ok(None);
     };
     let shared = &specs[*first].shared;
-    if members.len() > limits.members || members.iter().any(|i| specs[*i].shared != *shared) {
+    if members.iter().any(|i| specs[*i].shared != *shared) {
         return Ok(None);
     }
     let queue = enqueue(specs, members, languages)?;
-    let group = Sizer::new(engine, shared).group(&queue);
-    Ok((group.bytes <= limits.bytes).then_some(group))
+    Ok(Some(Sizer::new(engine, shared).group(&queue)))
 }
 
 /// The largest of 1 to `most` that `fits`, where all smaller ones of a fitting one fit.
@@ -142,13 +169,22 @@ fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> Option<usize> {
     (good > 0).then_some(good)
 }
 
-fn too_large(name: &str, bytes: u64, limits: Limits) -> crate::error::Error {
-    let gib = |n: u64| n as f64 / (1u64 << 30) as f64;
+fn too_large(name: &str, bytes: u64, memory: &TrainingMemory) -> Error {
+    let (share, cpu) = (Share::Planned, memory.device == DeviceChoice::Cpu);
+    if !cpu && memory.free <= memory.weights {
+        let source = memory.source(Share::Begun);
+        return bad_input!("memory: {source}; free some there, or use --device cpu");
+    }
+    let source = memory.source(share);
+    let more = match (memory.is_wanted(share), cpu) {
+        (true, _) | (_, true) => "or a larger --memory",
+        _ => "or free memory there",
+    };
     bad_input!(
-        "memory: {name} needs {:.3} GiB for its largest step, even alone, and {:.3} GiB are allowed; \
-         give a smaller batch, --max-tokens, or, where there is more, a larger --memory",
+        "memory: {name} needs {} for its largest step, even alone, and {} are allowed ({source}); give \
+         a smaller batch, --max-tokens, {more}",
         gib(bytes),
-        gib(limits.bytes)
+        gib(memory.bytes(share))
     )
 }
 

@@ -3,7 +3,7 @@
 //! Whenever it is killed, the folder says what is left: a member with a `result.json` is finished;
 //! `running.json` names the group that was trained, and `checkpoint.safetensors` beside it is where
 //! that group stood. Which members share a step changes no byte of them, so what is left may be
-//! packed anew.
+//! packed anew; a checkpoint is given up by no one but the user.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use crate::adapter::Adapter;
 use crate::adapter::file::AdapterFile;
 use crate::bad_input;
 use crate::data::Role;
+use crate::engine::memory::Share;
 use crate::engine::{Engine, TextEncoder};
 use crate::error::{Error, Result};
 use crate::eval::retrieval::Recall;
@@ -103,7 +104,8 @@ impl Sweep<'_> {
     /// The groups that are not finished, in the order in which they run.
     ///
     /// # Errors
-    /// A member that does not fit in memory alone; a file that can't be read.
+    /// A member that does not fit in memory alone; a checkpoint whose group does not fit any more; a
+    /// file that can't be read.
     pub fn left(&self) -> Result<Vec<Group>> {
         let results = self.results()?;
         let mut left: Vec<usize> = (0..results.len())
@@ -124,17 +126,31 @@ impl Sweep<'_> {
         Ok(groups)
     }
 
-    /// The group that was trained when the sweep was stopped, unless it is too large by now.
+    /// The group that was trained when the sweep was stopped; none if it is too large by now and no
+    /// step of it is kept.
     fn running(&self) -> Result<Option<Group>> {
-        let Some(names) = result::read::<Vec<String>>(&self.file("running.json"))? else {
-            return Ok(None);
-        };
+        let names = result::read::<Vec<String>>(&self.file("running.json"))?.unwrap_or_default();
         let place = |name: &String| self.specs.iter().position(|s| s.name == *name);
-        let Some(members) = names.iter().map(place).collect::<Option<Vec<_>>>() else {
-            return Ok(None);
+        let members = names.iter().map(place).collect::<Option<Vec<_>>>();
+        let chosen = (self.specs, &members.unwrap_or_default()[..]);
+        let group = pack::regroup(self.engine, chosen, self.languages)?;
+        let checkpoint = self.file("checkpoint.safetensors");
+        let kept = checkpoint.exists();
+        let share = if kept { Share::Begun } else { Share::Planned };
+        let refusal = match &group {
+            Some(group) => self.limits.refusal(group, share),
+            None => {
+                Some("running.json beside it names no group of this sweep; bring it back".into())
+            }
         };
-        let chosen = (self.specs, &members[..]);
-        pack::regroup(self.engine, chosen, self.languages, self.limits)
+        match refusal {
+            None => Ok(group),
+            Some(_) if !kept => Ok(None),
+            Some(why) => Err(bad_input!(
+                "{}: {why}, or remove the file, and what it holds is trained again",
+                checkpoint.display()
+            )),
+        }
     }
 
     /// Each member's result, if it is finished.
@@ -281,8 +297,6 @@ impl Sweep<'_> {
         );
         let known: Option<Vec<String>> = result::read(&running)?;
         if !known.is_some_and(|known| known.iter().eq(names.iter().copied())) {
-            // The checkpoint is another group's, which was given up for smaller ones.
-            remove(&path)?;
             result::write(&running, &names)?;
         }
         if path.exists() {
