@@ -192,8 +192,8 @@ fn an_embedding_reads_the_rows_it_meets() {
         let all = costs(&program.graph, Numbers::F32, &work(bucket));
         all.iter().find(|(n, _)| *n == "Embedding").expect("one").1
     };
-    // Word rows, positions, one token type, weight and bias; 514 positions at most.
-    assert_eq!(embedding(10).read, 4.0 * 1024.0 * (10.0 + 10.0 + 1.0 + 2.0));
-    assert_eq!(embedding(1000).read, 4.0 * 1024.0 * (1000.0 + 514.0 + 3.0));
+    // Word rows, positions of two texts, one token type, weight and bias; 514 positions at most.
+    assert_eq!(embedding(10).read, 4.0 * 1024.0 * (10.0 + 5.0 + 1.0 + 2.0));
+    assert_eq!(embedding(1200).read, 4.0 * 1024.0 * (1200.0 + 514.0 + 3.0));
     assert_eq!(embedding(10).written, 4.0 * 1024.0 * 10.0);
 }

@@ -207,25 +207,33 @@ impl<'g> Counter<'g> {
         ids.map(|id| self.value(id, work)).sum()
     }
 
-    /// Bytes of the rows of a table that the tokens of a step meet, if each is another one.
-    fn rows_met(&self, id: ValueId, work: &Work) -> f64 {
+    /// Bytes of the rows of a table that a step meets, `most` at most.
+    fn rows_met(&self, id: ValueId, most: f64, work: &Work) -> f64 {
         let rows = self.table_rows(id);
-        self.value(id, work) * (work.bucket.tokens as f64 / rows).min(1.0)
+        self.value(id, work) * (most / rows).min(1.0)
+    }
+
+    /// Bytes of the rows of words, positions, types and prompts that a step meets: tokens may all be
+    /// different words, texts have the same places.
+    fn met(&self, tables: [Option<ValueId>; 4], work: &Work) -> f64 {
+        let tokens = work.bucket.tokens as f64;
+        let length = tokens / work.bucket.seqs.max(1) as f64;
+        let each = tables.into_iter().zip([tokens, length, tokens, tokens]);
+        each.filter_map(|(id, most)| Some(self.rows_met(id?, most, work)))
+            .sum()
     }
 
     /// Bytes that an embedding gathers.
     fn gathered(&self, t: &Tables, work: &Work) -> f64 {
         let tables = [Some(t.word), Some(t.position), Some(t.token_type), t.prompt];
-        let tables = tables.into_iter().flatten();
-        let rows: f64 = tables.map(|id| self.rows_met(id, work)).sum();
+        let rows = self.met(tables, work);
         rows + self.all([t.weight, t.bias].into_iter(), work)
     }
 
     /// Bytes of an embedding's gradients that it adds to: rows of tables, vectors whole.
     fn touched(&self, grads: [Option<ValueId>; 6], work: &Work) -> f64 {
         let [word, position, kind, weight, bias, prompt] = grads;
-        let rows = [word, position, kind, prompt].into_iter().flatten();
-        let rows: f64 = rows.map(|id| self.rows_met(id, work)).sum();
+        let rows = self.met([word, position, kind, prompt], work);
         rows + self.all([weight, bias].into_iter().flatten(), work)
     }
 
