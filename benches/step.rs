@@ -2,7 +2,7 @@
 //!
 //! On a GPU, captured and replayed as in training: `CROSSTUNE_TEST_DEVICE=cuda:0 cargo bench --features
 //! cuda --bench step`. Without `--bench` (`cargo test --bench step`) each runs once, on the tiny tower.
-//! `examples/bench_step.rs` prints the CPU's as JSON, with memory and CPU seconds.
+//! `examples/bench_step.rs` prints one as JSON, with memory and CPU seconds.
 
 mod common;
 
@@ -38,7 +38,8 @@ fn steps(c: &mut Criterion) {
                 let place = Place::open();
                 let mut run = match task {
                     "train" => Run::train(&config, *n, &place),
-                    _ => Run::encode(&config, *n, *n, (&place, common::place::THREADS)),
+                    // As many texts as a step of so many items has.
+                    _ => Run::encode(&config, 2 * n, 2 * n, (&place, common::place::THREADS)),
                 };
                 // One batch, so that every step has the same tokens.
                 run.batches.truncate(1);
