@@ -128,14 +128,17 @@ fn main() {
     let samples: Vec<Sample> = (0..args.steps.max(1))
         .map(|_| sample(&mut run, batches))
         .collect();
-    let profile = |ceilings| profiler.report(home.describe(args.threads), ceilings);
     let tower = match args.task {
-        Task::Train => tower_seconds(&profile(Err(Error::Cancelled)), samples.len()),
+        Task::Train => {
+            let all = profiler.report(home.describe(args.threads), || Err(Error::Cancelled));
+            tower_seconds(&all, samples.len())
+        }
         Task::Encode => [f64::NAN; 2],
     };
     report((&args, &home), &run, &samples, tower);
     if let Some(folder) = &args.profile {
-        let profile = profile(Ok(home.ceilings(args.threads)));
+        let ceilings = || Ok(home.ceilings(args.threads));
+        let profile = profiler.report(home.describe(args.threads), ceilings);
         profiler.save(&profile, folder).expect("written");
         eprint!("{}", profile.table());
     }

@@ -148,7 +148,7 @@ impl Engine {
     /// its files.
     pub fn profile(&self) -> Option<(Report, &Profiler)> {
         let profiler = self.profiler.as_ref()?;
-        let ceilings = match &self.home {
+        let ceilings = || match &self.home {
             Home::Cpu => Ok(ceiling::of_pool(&self.pool)),
             #[cfg(feature = "cuda")]
             Home::Cuda(device) => ceiling::of_device(device).map_err(Error::from),

@@ -218,7 +218,13 @@ fn the_model_of_time_by_hand() {
         Some(&CARDS[1])
     );
     assert_eq!(Card::find("NVIDIA L4 (cuda:1)"), Some(&CARDS[2]));
-    for other in ["NVIDIA L40S (cuda:0)", "PTX virtual machine", "CPU"] {
+    for other in [
+        "NVIDIA L40S (cuda:0)",
+        "NVIDIA H100 PCIe (cuda:0)",
+        "NVIDIA A100-SXM4-40GB (cuda:0)",
+        "PTX virtual machine",
+        "CPU",
+    ] {
         assert_eq!(Card::find(other), None, "{other}");
     }
 }

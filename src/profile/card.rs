@@ -75,10 +75,12 @@ pub const CARDS: [Card; 3] = [
 ];
 
 impl Card {
-    /// The card that a driver names so.
+    /// The card that a driver names so; none for those of the same name with slower memory.
     pub fn find(device: &str) -> Option<&'static Card> {
         let words = || device.split(|c: char| !c.is_ascii_alphanumeric());
-        CARDS.iter().find(|c| words().any(|w| w == c.mark))
+        let slower = |w: &str| ["PCIe", "PCIE", "NVL", "40GB"].contains(&w);
+        let of_mark = |c: &&Card| words().any(|w| w == c.mark) && !words().any(slower);
+        CARDS.iter().find(of_mark)
     }
 
     /// Seconds of so many launches that together cost `cost`.

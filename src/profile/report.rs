@@ -67,10 +67,12 @@ pub struct Report {
 }
 
 impl Profiler {
-    /// What was recorded so far; `ceilings` may say why there are none.
-    pub fn report(&self, place: Place, ceilings: Result<Ceilings>) -> Report {
+    /// What was recorded so far. `measure` gives ceilings, or says why there are none; its time is not
+    /// the run's.
+    pub fn report(&self, place: Place, measure: impl FnOnce() -> Result<Ceilings>) -> Report {
+        let seconds = self.log().begin.elapsed().as_secs_f64();
+        let ceilings = measure();
         let log = self.log();
-        let seconds = log.begin.elapsed().as_secs_f64();
         let mut notes = notes(&place, self);
         if let Err(why) = &ceilings {
             notes.push(format!("no ceilings, so no shares of them: {why}"));
@@ -86,9 +88,14 @@ impl Profiler {
             ceilings: ceilings.ok(),
             card: Card::find(&place.device).filter(|_| self.numbers == Numbers::F16),
         };
-        let phases = log.phases.iter().map(|(p, t)| of.line(*p, None, t));
         let ops = log.ops.iter();
-        let mut ops: Vec<Line> = ops.map(|((p, op), t)| of.line(*p, Some(*op), t)).collect();
+        let ops = ops.map(|((p, op), t)| of.line((*p, Some(*op)), t, &[t]));
+        let mut ops: Vec<Line> = ops.collect();
+        let phases = log.phases.iter().map(|(p, t)| {
+            let own = log.ops.iter().filter(|((phase, _), _)| phase == p);
+            let parts: Vec<&Tally> = own.map(|(_, t)| t).collect();
+            of.line((*p, None), t, &parts)
+        });
         ops.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         Report {
             phases: phases.collect(),
@@ -150,10 +157,22 @@ struct Of {
 }
 
 impl Of {
-    fn line(&self, phase: Phase, op: Option<&'static str>, t: &Tally) -> Line {
+    /// A line of what `t` tells. Some ops of a phase are bound by bytes, others by products: it takes
+    /// at least the sum of what its `parts` take.
+    fn line(
+        &self,
+        (phase, op): (Phase, Option<&'static str>),
+        t: &Tally,
+        parts: &[&Tally],
+    ) -> Line {
         let (seconds, bytes, flops) = (t.time.as_secs_f64(), t.cost.bytes(), t.cost.flops);
         let counted = |x: f64| (bytes > 0.0 && seconds > 0.0).then_some(x);
-        let least = self.ceilings.map(|c| c.seconds(bytes, flops));
+        let sum = |of: &dyn Fn(&Tally) -> f64| parts.iter().map(|t| of(t)).sum::<f64>();
+        let least = self
+            .ceilings
+            .map(|c| sum(&|t| c.seconds(t.cost.bytes(), t.cost.flops)));
+        let card = self.card;
+        let predicted = card.map(|c| sum(&|t| c.seconds(&t.cost, t.launches as usize)));
         Line {
             phase,
             op,
@@ -168,9 +187,7 @@ impl Of {
             bytes,
             flops,
             of_ceiling: least.and_then(|least| counted(least / seconds)),
-            predicted_seconds: self
-                .card
-                .and_then(|card| counted(card.seconds(&t.cost, t.launches as usize))),
+            predicted_seconds: predicted.and_then(counted),
         }
     }
 }
