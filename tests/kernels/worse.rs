@@ -139,8 +139,8 @@ fn narrow_loads_and_stores_are_told() {
     );
     let Some(code) = code(&file) else { return };
     let found = narrow_code(&code);
-    tells(&found, "add_forward_f16", "on sm_80 loads");
-    tells(&found, "add_forward_f16", "on sm_80 stores");
+    tells(&found, "add_forward_f16 loads", "on sm_80");
+    tells(&found, "add_forward_f16 stores", "on sm_80");
 }
 
 /// Neighbours in memory go to threads of different warps: results are the same.
@@ -164,7 +164,7 @@ fn conflicts_in_a_main_loop_are_told() {
     let straight = [("mma.cuh", "(row >> 1) & 3 : row & 7", "0 : 0")];
     let work = work(&compile("linear_weight", &straight), "layer_norm");
     tells(
-        &loop_conflicts(&work),
+        &conflicts(&work),
         "linear_backward_weight_f32",
         "in layer_norm",
     );
