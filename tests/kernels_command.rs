@@ -95,5 +95,13 @@ mod with_the_feature {
         refused(&["--against", "none.json"], "none.json: ");
         refused(&["--against", "Cargo.toml"], "Cargo.toml: is no report of");
         refused(&["--write", "none/such"], "none/such is not a folder");
+        // A file's name, which two kernels hold.
+        refused(&["--lines", "pool"], "lines: found `pool`, expected one of");
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("kernels.md")).expect("made");
+        let at = folder.path().to_str().expect("UTF-8");
+        refused(&["--write", at], "kernels.md is a folder, expected a file");
+        // No file can be made there, not even by root.
+        refused(&["--write", "/proc"], "write: /proc: ");
     }
 }

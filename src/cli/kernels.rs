@@ -46,34 +46,72 @@ mod with_cuda {
     use crosstune::cuda::report::table::{self, Style};
     use crosstune::cuda::report::{Line, Report, changes};
     use crosstune::error::Error;
+    use crosstune::weights::write::write_atomic;
 
     use super::{Args, Output, Result};
 
     pub fn run(args: Args, output: Output) -> Result<()> {
         // A mistake is told before the workload runs.
-        let name = args.name.as_ref().or(args.lines.as_ref());
-        if let Some(name) = name.filter(|name| !Report::new(vec![]).keep(name)) {
-            return Err(unknown(name).into());
+        if let Some(name) = args.name.as_ref() {
+            let known = Report::new(vec![]).keep(name);
+            known.then_some(()).ok_or_else(|| unknown(name))?;
         }
-        if let Some(folder) = args.write.as_ref().filter(|folder| !folder.is_dir()) {
-            let folder = folder.display();
-            return Err(bad_input!("write: {folder} is not a folder; make it first").into());
-        }
+        let kernel = args.lines.as_deref().map(whole_name).transpose()?;
+        args.write.as_deref().map_or(Ok(()), writable)?;
         let old = args.against.as_deref().map(read).transpose()?;
         let mut report = Report::make()?;
-        if let Some(name) = name {
+        if let Some(name) = &args.name {
             report.keep(name);
         }
-        match (&args.write, &args.lines, old) {
+        match (&args.write, kernel, old) {
             (Some(folder), ..) => write(&report, folder),
-            (_, Some(kernel), _) => lines(&report, kernel, output),
+            (_, Some(kernel), _) => lines(&report, &kernel, output),
             (.., Some(mut old)) => {
-                if let Some(name) = name {
+                if let Some(name) = &args.name {
                     old.keep(name);
                 }
                 against(&old, &report, output)
             }
             _ => show(&report, output),
+        }
+    }
+
+    /// The kernel of that name, or the one whose name holds it.
+    fn whole_name(name: &str) -> Result<String, Error> {
+        let mut kernels: Vec<String> = Report::new(vec![])
+            .code
+            .into_iter()
+            .map(|c| c.kernel)
+            .collect();
+        kernels.sort();
+        kernels.dedup();
+        let holds = |kernel: &&String| kernel.contains(name);
+        let held: Vec<&String> = kernels.iter().filter(holds).collect();
+        match held[..] {
+            [one] => Ok(one.clone()),
+            _ if held.iter().any(|kernel| *kernel == name) => Ok(name.into()),
+            _ => {
+                let all = kernels.join(", ");
+                Err(bad_input!("lines: found `{name}`, expected one of {all}"))
+            }
+        }
+    }
+
+    /// What [`write`] puts into a folder.
+    const WRITTEN: [&str; 2] = ["kernels.json", "kernels.md"];
+
+    /// Fails unless [`write`] can put its files there.
+    fn writable(folder: &Path) -> Result<(), Error> {
+        let at = folder.display();
+        if !folder.is_dir() {
+            return Err(bad_input!("write: {at} is not a folder; make it first"));
+        }
+        tempfile::tempfile_in(folder).map_err(|e| bad_input!("write: {at}: {e}"))?;
+        match WRITTEN.iter().find(|name| folder.join(name).is_dir()) {
+            Some(name) => Err(bad_input!(
+                "write: {at}/{name} is a folder, expected a file"
+            )),
+            None => Ok(()),
         }
     }
 
@@ -117,17 +155,6 @@ mod with_cuda {
     }
 
     fn lines(report: &Report, kernel: &str, output: Output) -> Result<()> {
-        let mut kernels: Vec<&str> = report.work.iter().map(|w| &*w.kernel).collect();
-        kernels.dedup();
-        // A whole name, or the one that holds it.
-        let kernel = match kernels[..] {
-            _ if kernels.contains(&kernel) => kernel,
-            [one] => one,
-            _ => {
-                let all = kernels.join(", ");
-                return Err(bad_input!("lines: found `{kernel}`, expected one of {all}").into());
-            }
-        };
         let lines = report.lines(kernel);
         if output.json {
             println!("{}", serde_json::to_string_pretty(&lines)?);
@@ -146,12 +173,10 @@ mod with_cuda {
     }
 
     fn write(report: &Report, folder: &Path) -> Result<()> {
-        let put = |name: &str, text: String| {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(|e| bad_input!("{}: {e}", path.display()))
-        };
-        put("kernels.json", report.to_json()? + "\n")?;
-        put("kernels.md", table::document(report))?;
+        let (json, document) = (report.to_json()? + "\n", table::document(report));
+        for (name, text) in WRITTEN.into_iter().zip([json, document]) {
+            write_atomic(&folder.join(name), |f| f.write_all(text.as_bytes()))?;
+        }
         Ok(())
     }
 }
