@@ -92,13 +92,21 @@ fn the_virtual_machine_conforms() {
     conforms(&VmDriver::new(VmOptions::default()), &suite::cases());
 }
 
+/// The GPU that `CROSSTUNE_TEST_DEVICE=cuda:N` names must be there; where nothing is named, the first
+/// may be.
 #[test]
 fn a_gpu_conforms_where_one_is_present() {
-    match GpuDriver::open(0) {
+    let named = std::env::var("CROSSTUNE_TEST_DEVICE").ok();
+    let index = named.as_ref().map_or(0, |name| {
+        let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        index.unwrap_or_else(|| panic!("CROSSTUNE_TEST_DEVICE={name}: not cuda:N"))
+    });
+    match GpuDriver::open(index) {
         Ok(gpu) => {
             println!("on {}", gpu.name());
             conforms(&gpu, &suite::cases());
         }
+        Err(e) if named.is_some() => panic!("cuda:{index}: {e}"),
         Err(e) => println!("no GPU here: ran in the VM only ({e})"),
     }
 }
