@@ -112,7 +112,7 @@ def main():
     wall = []
     for i in range(args.warmup + args.steps):
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(args.device)
         start = time.perf_counter()
         loss = step()
         loss.item()
@@ -120,11 +120,11 @@ def main():
             wall.append(time.perf_counter() - start)
     median = statistics.median(wall)
     print(json.dumps({
-        "program": f"PyTorch {torch.__version__}", "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "program": f"PyTorch {torch.__version__}", "device": torch.cuda.get_device_name(args.device) if cuda else "CPU",
         "task": args.task, "size": args.size, "batch": args.batch, "median_s": median, "min_s": min(wall),
         "runs": len(wall), "real_tokens": a_n + b_n, "real_tokens_per_s": (a_n + b_n) / median,
         "trainable": sum(p.numel() for p in trained),
-        "peak_device_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        "peak_device_gib": torch.cuda.max_memory_allocated(args.device) / 2**30 if cuda else None,
     }))
 
 
