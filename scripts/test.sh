@@ -49,4 +49,6 @@ cargo test "${both[@]}" "${with_feature[@]}"
 cargo test "${both[@]}" --doc
 # Benches once, on tiny shapes, through the kernels; then a visit to a GPU machine, all but the GPU.
 CROSSTUNE_TEST_DEVICE=vm cargo test "${both[@]}" --bench ops --bench step
-bash scripts/visit.sh dry-run
+goldens="$shared/goldens/open"
+[ -d "$goldens" ] || goldens=""
+CROSSTUNE_GOLDENS="${CROSSTUNE_GOLDENS:-$goldens}" bash scripts/visit.sh dry-run

@@ -41,13 +41,15 @@ def steps_table(text):
     return rows
 
 
-def profile_table(profile):
+def profile_table(profile, steps):
+    """Of one step: the profile holds sums over that many."""
     def row(line):
         share = line["of_ceiling"]
         model = line["predicted_seconds"]
         cells = [
-            line["phase"], line["op"], line["calls"], f"{line['seconds'] * 1e3:.2f}", f"{line['share'] * 100:.1f}",
-            "" if share is None else f"{share * 100:.0f}", "" if model is None else f"{model * 1e3:.2f}",
+            line["phase"], line["op"], f"{line['calls'] / steps:g}", f"{line['seconds'] / steps * 1e3:.2f}",
+            f"{line['share'] * 100:.1f}", "" if share is None else f"{share * 100:.0f}",
+            "" if model is None else f"{model / steps * 1e3:.2f}",
         ]
         return f"| {' | '.join(map(str, cells))} |"
 
@@ -65,19 +67,21 @@ def compare_table(lines):
 
 def body(folder):
     out = ["## What ran", *steps_table(read(folder, "steps.tsv")), ""]
-    runs = [json.loads(line) for line in read(folder, "compare.jsonl").splitlines()]
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*.json"))]
+    runs.sort(key=lambda run: run["batch"])
     compare = [run for run in runs if not run.get("profiled")]
     if compare:
         out += ["## Training steps", "Captured and replayed, LoRA of rank 8, random weights; real tokens, without padding.", ""]
         out += [*compare_table(compare), ""]
     profile = read(folder, "profile.json")
-    if profile:
+    profiled = next((run for run in runs if run.get("profiled")), None)
+    if profile and profiled:
         profile = json.loads(profile)
-        of = [f"{run['size']}, {run['batch']} items; " for run in runs if run.get("profiled")][:1]
         rates = profile["ceilings"]
         ceilings = f"; ceilings of the same run: {rates['copy'] / 1e9:.1f} GB/s and {rates['product'] / 1e12:.2f} TFLOP/s" if rates else ""
-        out += ["## Where a step's time goes", f"{''.join(of)}launched node by node between events{ceilings}.", ""]
-        out += [*profile_table(profile), ""]
+        out += ["## Where a step's time goes"]
+        out += [f"{profiled['size']}, {profiled['batch']} items; mean of {profiled['runs']} steps, launched node by node between events{ceilings}.", ""]
+        out += [*profile_table(profile, profiled["runs"]), ""]
     ops = read(folder, "ops.txt").strip()
     if ops:
         out += ["## Every op", "```", ops, "```", ""]

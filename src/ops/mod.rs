@@ -80,6 +80,9 @@ macro_rules! ops {
         })*
 
         impl Op {
+            /// The name of every op, for tables that must hold all.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($variant)),*];
+
             /// The op's name, for plans and errors.
             pub fn name(&self) -> &'static str {
                 match self {
