@@ -1,10 +1,9 @@
 //! The CPU executor: one arena, one pool of threads, each op's fast version in node order.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::state::TrainState;
-use super::{Executor, Frozen, MemberStep, Observer, Pass, Ran, Told};
+use super::{Executor, Frozen, MemberStep, Observer, Pass, watched};
 use crate::error::Result;
 use crate::graph::plan::{Plan, Reuse};
 use crate::graph::{Bucket, Graph, Role, ValueId};
@@ -289,20 +288,7 @@ impl Executor for CpuExecutor {
         self.pool.install(|| {
             for node in pass.nodes.clone() {
                 let op = &mem.graph.nodes[node];
-                let Some(observer) = observer else {
-                    op.cpu(&mut mem);
-                    continue;
-                };
-                observer(Told::Begins(node));
-                let start = Instant::now();
-                op.cpu(&mut mem);
-                let time = start.elapsed();
-                observer(Told::Ran(Ran {
-                    node,
-                    pass,
-                    start,
-                    time,
-                }));
+                watched(observer, node, pass, || op.cpu(&mut mem));
             }
         });
         Ok(())

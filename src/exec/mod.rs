@@ -233,6 +233,23 @@ pub enum Told<'a> {
 /// Told of every node.
 pub type Observer = Box<dyn FnMut(Told<'_>) + Send>;
 
+/// Runs a node on this machine and tells who watches; where nobody does, no clock is read.
+fn watched(observer: &mut Option<Observer>, node: usize, pass: &Pass<'_>, run: impl FnOnce()) {
+    let Some(observer) = observer else {
+        return run();
+    };
+    observer(Told::Begins(node));
+    let start = Instant::now();
+    run();
+    let time = start.elapsed();
+    observer(Told::Ran(Ran {
+        node,
+        pass,
+        start,
+        time,
+    }));
+}
+
 /// Runs a graph, step by step.
 pub trait Executor {
     /// What it runs.

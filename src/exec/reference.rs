@@ -2,10 +2,9 @@
 //! own. It is the specification that everything fast is compared with.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::state::TrainState;
-use super::{Executor, Frozen, MemberStep, Observer, Pass, Ran, Told};
+use super::{Executor, Frozen, MemberStep, Observer, Pass, watched};
 use crate::error::Result;
 use crate::graph::{Graph, Role, ValueId};
 use crate::ops::real::Real;
@@ -139,20 +138,7 @@ impl<F: Real> RefExecutor<F> {
         };
         for node in pass.nodes.clone() {
             let op = &graph.nodes[node];
-            let Some(observer) = &mut self.observer else {
-                op.reference(&mut mem);
-                continue;
-            };
-            observer(Told::Begins(node));
-            let start = Instant::now();
-            op.reference(&mut mem);
-            let time = start.elapsed();
-            observer(Told::Ran(Ran {
-                node,
-                pass,
-                start,
-                time,
-            }));
+            watched(&mut self.observer, node, pass, || op.reference(&mut mem));
         }
     }
 }
