@@ -1,26 +1,26 @@
-//! Whole training steps and encoding, tokens a second: `cargo bench --bench step`.
+//! Whole training steps and encoding, tokens a second: `cargo bench --bench step`; the largest take
+//! minutes on a CPU, `-- items28` keeps those of 28 items.
 //!
 //! On a GPU, captured and replayed as in training: `CROSSTUNE_TEST_DEVICE=cuda:0 cargo bench --features
-//! cuda --bench step`. Without `--bench` (`cargo test --bench step`) each runs once, on the tiny tower.
+//! cuda --bench step`. Times are then those of device events around a step, its L2 flushed before, three
+//! batches in turn. Without `--bench` (`cargo test --bench step`) each runs once, on the tiny tower.
 //! `examples/bench_step.rs` prints one as JSON, with memory and CPU seconds.
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::place::{Place, once};
+use common::place::{Place, THREADS, once};
 use common::rig::{note, shares};
-use common::{Run, SIZES, config};
-use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use common::{Run, SIZES, config, lengths};
+use criterion::{
+    BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+    measurement::WallTime,
+};
 
-/// Items of a step: about 200, 1,056 and 4,224 tokens, as far as a CPU makes them within seconds.
-fn items(size: &str, place: &Place) -> &'static [usize] {
-    match (size, place.is_device()) {
-        _ if once() => &[2],
-        ("large", false) => &[5],
-        ("base", false) => &[5, 28],
-        _ => &[5, 28, 111],
-    }
+/// Items of a step: about 200, 1,056 and 4,224 tokens.
+fn items() -> &'static [usize] {
+    if once() { &[2] } else { &[5, 28, 111] }
 }
 
 fn steps(c: &mut Criterion) {
@@ -31,36 +31,53 @@ fn steps(c: &mut Criterion) {
         group.warm_up_time(Duration::from_millis(100));
         group.measurement_time(Duration::from_secs(2));
         for size in sizes {
-            let config = config(size).expect("a size");
-            for n in items(size, &Place::open()) {
-                let name = format!("{size}/items{n}");
-                // A device's memory is one run's at a time.
-                let place = Place::open();
-                let mut run = match task {
-                    "train" => Run::train(&config, *n, &place),
-                    // As many texts as a step of so many items has.
-                    _ => Run::encode(&config, 2 * n, 2 * n, (&place, common::place::THREADS)),
-                };
-                // One batch, so that every step has the same tokens.
-                run.batches.truncate(1);
-                let (cost, tokens) = (run.cost(&place), run.batches[0].tokens());
-                group.throughput(Throughput::Elements(tokens as u64));
-                group.bench_function(&name, |b| {
-                    b.iter_custom(|times| {
-                        let start = Instant::now();
-                        for _ in 0..times {
-                            run.step();
-                        }
-                        run.wait();
-                        let time = start.elapsed();
-                        note(&format!("{task}/{name}/T{tokens}"), &cost, time, times);
-                        time
-                    })
-                });
+            for n in items() {
+                step(&mut group, task, size, *n);
             }
         }
         group.finish();
     }
+}
+
+/// Tokens of a step of `items` texts and their partners, or of encoding as many texts.
+fn tokens(task: &str, items: usize) -> usize {
+    let sum = |split: &str, n: usize| lengths(split)[..n].iter().sum::<usize>();
+    match task {
+        "train" => sum("train.de", items) + sum("train.en", items),
+        _ => sum("test.de", 2 * items),
+    }
+}
+
+fn step(group: &mut BenchmarkGroup<'_, WallTime>, task: &str, size: &str, items: usize) {
+    let (name, tokens) = (format!("{size}/items{items}"), tokens(task, items));
+    let config = config(size).expect("a size");
+    // Made where it runs: one that a filter leaves out costs nothing.
+    let mut made = None;
+    group.throughput(Throughput::Elements(tokens as u64));
+    group.bench_function(&name, |b| {
+        let (run, place) = made.get_or_insert_with(|| {
+            // A device's memory is one run's at a time.
+            let place = Place::open();
+            let run = match task {
+                "train" => Run::train(&config, items, &place),
+                _ => Run::encode(&config, 2 * items, 2 * items, (&place, THREADS)),
+            };
+            assert_eq!(run.batches[0].tokens(), tokens, "{name}");
+            (run.alike(place.sets(), config.vocab), place)
+        });
+        let cost = run.cost(place);
+        b.iter_custom(|times| {
+            let step = || {
+                place.time(|| {
+                    run.step();
+                    run.wait();
+                })
+            };
+            let time = std::iter::repeat_with(step).take(times as usize).sum();
+            note(&format!("{task}/{name}/T{tokens}"), &cost, time, times);
+            time
+        })
+    });
 }
 
 criterion_group!(benches, steps, shares);

@@ -252,6 +252,21 @@ impl Run {
         }
     }
 
+    /// Keeps the first batch, and others of the same lengths with ids and images of their own: steps
+    /// over them in turn cost the same and find nothing of one another in a cache.
+    pub fn alike(mut self, sets: usize, vocab: usize) -> Run {
+        self.batches.truncate(1);
+        for i in 1..sets {
+            let mut batch = self.batches[0].clone();
+            let name = format!("set {i}");
+            let lengths = [batch.tokens()];
+            batch.ids = random_texts(&lengths, vocab, &name).concat();
+            batch.images = Stream::named(i as u64, &name).normal(batch.images.len(), 1.0);
+            self.batches.push(batch);
+        }
+        self
+    }
+
     /// Runs the next batch; returns its tokens.
     pub fn step(&mut self) -> usize {
         let batch = &self.batches[self.steps % self.batches.len()];

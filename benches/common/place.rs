@@ -1,6 +1,7 @@
 //! Where benches run: the CPU, or the device that `CROSSTUNE_TEST_DEVICE` names.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crosstune::exec::Executor;
 use crosstune::exec::Frozen;
@@ -121,6 +122,23 @@ impl Place {
             }
             #[cfg(feature = "cuda")]
             Place::Device(device) => Box::new(device.executor(graph, frozen, state)),
+        }
+    }
+
+    /// Seconds of `run`: on a GPU the device's by events around it, its L2 flushed before; elsewhere the
+    /// clock's.
+    pub fn time(&self, run: impl FnOnce()) -> Duration {
+        self.flush();
+        match self {
+            #[cfg(feature = "cuda")]
+            Place::Device(device) if !device.is_virtual() => {
+                device.timed(run).expect("the device's time").1
+            }
+            _ => {
+                let start = Instant::now();
+                run();
+                start.elapsed()
+            }
         }
     }
 

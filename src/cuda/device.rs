@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use half::f16;
 
@@ -99,6 +100,22 @@ impl Device {
         missing
             .map(|value| f16_bytes(&unplaced(value)) as u64)
             .sum()
+    }
+
+    /// What `run` gives, and the device's time from its first launch to its last, by events around it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn timed<T>(&self, run: impl FnOnce() -> T) -> Result<(T, Duration)> {
+        let from = self.lock().driver.record()?;
+        let out = run();
+        let opened = self.lock();
+        let to = opened.driver.record()?;
+        let ms = opened.driver.elapsed_ms(from, to)?;
+        for event in [from, to] {
+            opened.driver.drop_event(event)?;
+        }
+        Ok((out, Duration::from_secs_f64(f64::from(ms) / 1e3)))
     }
 
     /// How values are laid out.
