@@ -60,6 +60,22 @@ mod with_the_feature {
     }
 
     #[test]
+    fn counts_become_times_of_cards() {
+        let table = ok(&["pool_forward", "--time"]);
+        let head = table.lines().next().expect("a head");
+        for card in ["H100 SXM us", "A100 80 GB SXM us", "L4 us"] {
+            assert!(head.contains(card), "{table}");
+        }
+        let times: Value = serde_json::from_str(&ok(&["pool", "--time", "--json"])).expect("JSON");
+        let of_lora = times.as_array().expect("rows").iter();
+        let of_lora: Vec<_> = of_lora.filter(|t| t["case"] == "lora").collect();
+        let h100 = |t: &Value| t["seconds"][0].as_f64().expect("seconds");
+        let parts: f64 = of_lora[1..].iter().map(|t| h100(t)).sum();
+        assert!(of_lora.len() == 3 && of_lora[0]["kernel"].is_null());
+        assert!((h100(of_lora[0]) - parts).abs() < 1e-12, "{of_lora:?}");
+    }
+
+    #[test]
     fn tables_and_lines_are_printed() {
         let table = ok(&["pool_forward"]);
         for part in [

@@ -20,6 +20,9 @@ pub struct Args {
     /// Only what differs from a report that `--json` or `--write` made with another binary.
     #[arg(long, value_name = "FILE", conflicts_with = "write")]
     against: Option<PathBuf>,
+    /// What the counts come to on an H100, an A100 and an L4, by a model of the card.
+    #[arg(long, conflicts_with_all = ["lines", "against", "write"])]
+    time: bool,
     /// Write all of it as kernels.md and kernels.json into this folder, replacing them.
     #[arg(long, value_name = "FOLDER", conflicts_with = "name")]
     write: Option<PathBuf>,
@@ -44,7 +47,7 @@ mod with_cuda {
 
     use crosstune::bad_input;
     use crosstune::cuda::report::table::{self, Style};
-    use crosstune::cuda::report::{Line, Report, changes};
+    use crosstune::cuda::report::{Line, Report, changes, time};
     use crosstune::error::Error;
     use crosstune::weights::write::write_atomic;
 
@@ -72,6 +75,7 @@ mod with_cuda {
                 }
                 against(&old, &report, output)
             }
+            _ if args.time => times(&report, output),
             _ => show(&report, output),
         }
     }
@@ -121,6 +125,15 @@ mod with_cuda {
         } else {
             print!("{}", table::render(report, Style::Text));
             print!("\n{}", table::legend(report, Style::Text));
+        }
+        Ok(())
+    }
+
+    fn times(report: &Report, output: Output) -> Result<()> {
+        if output.json {
+            println!("{}", serde_json::to_string_pretty(&time::times(report))?);
+        } else {
+            print!("{}", time::table(report));
         }
         Ok(())
     }

@@ -23,6 +23,9 @@ pub struct Card {
     pub tensor: f64,
     /// The share of it that `mma.sync` reaches, which is what our products are made of.
     pub tensor_share: f64,
+    /// Instructions a second that its warps issue: one a cycle in each of an SM's four schedulers, at the
+    /// clock that its data sheet's figure for tensor cores is for.
+    pub issue: f64,
     /// Seconds of a launch in a captured list, the one before being done.
     pub launch: f64,
     /// Where each figure is from.
@@ -45,8 +48,9 @@ pub const CARDS: [Card; 3] = [
         memory_share: STREAM,
         tensor: 989.4e12,
         tensor_share: 0.35,
+        issue: 132.0 * 4.0 * 1.83e9,
         launch: LAUNCH,
-        sources: "memory and tensor cores: NVIDIA's H100 data sheet (half of the figure with \
+        sources: "memory, tensor cores and 132 SMs: NVIDIA's H100 data sheet (half of the figure with \
                   sparsity); mma.sync: worklogs of hand-written products reach 300 to 400 TFLOP/s, \
                   where wgmma reaches 800",
     },
@@ -57,8 +61,9 @@ pub const CARDS: [Card; 3] = [
         memory_share: STREAM,
         tensor: 312e12,
         tensor_share: 0.67,
+        issue: 108.0 * 4.0 * 1.41e9,
         launch: LAUNCH,
-        sources: "memory and tensor cores: NVIDIA's A100 data sheet; mma.sync: MLPerf Training v3.0's \
+        sources: "memory, tensor cores and 108 SMs: NVIDIA's A100 data sheet; mma.sync: MLPerf Training v3.0's \
                   BERT Large on 8 A100 comes to 210 TFLOP/s a card over whole steps",
     },
     Card {
@@ -68,8 +73,9 @@ pub const CARDS: [Card; 3] = [
         memory_share: STREAM,
         tensor: 121e12,
         tensor_share: 0.67,
+        issue: 58.0 * 4.0 * 2.04e9,
         launch: LAUNCH,
-        sources: "memory and tensor cores: NVIDIA's L4 data sheet (half of the figure with sparsity); \
+        sources: "memory, tensor cores and 58 SMs: NVIDIA's L4 data sheet (half of the figure with sparsity); \
                   mma.sync: no record known, taken to be the A100's share",
     },
 ];

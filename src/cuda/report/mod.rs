@@ -5,6 +5,7 @@
 
 pub mod changes;
 pub mod table;
+pub mod time;
 pub mod workload;
 
 use std::collections::BTreeMap;
