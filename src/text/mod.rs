@@ -1,5 +1,6 @@
 //! Texts: tokens and packing.
 
+pub mod clip_bpe;
 pub mod pack;
 pub mod pieces;
 pub mod tokenizer;
