@@ -17,9 +17,10 @@ use crosstune::graph::{Dim, Role};
 use crosstune::ops::activation::{Activation, Kind};
 use crosstune::ops::adam::{AdamStep, GradNorm};
 use crosstune::ops::add::Add;
-use crosstune::ops::attention::Attention;
+use crosstune::ops::attention::{Attention, Mask};
 use crosstune::ops::contrastive::{Contrastive, Pair};
 use crosstune::ops::embedding::{Embedding, Tables};
+use crosstune::ops::gelu::Gelu;
 use crosstune::ops::gemm::{Dest, Mat, Segment, Start, gemm};
 use crosstune::ops::l2_norm::L2Norm;
 use crosstune::ops::layer_norm::LayerNorm;
@@ -27,7 +28,7 @@ use crosstune::ops::linear::{Layer, Linear, LoraLayer};
 use crosstune::ops::mse::Mse;
 use crosstune::ops::philox::{Dropout, Stream};
 use crosstune::ops::phm::{Phm, Weights};
-use crosstune::ops::pool::Pool;
+use crosstune::ops::pool::{Pool, Pooling};
 use crosstune::text::pack::Rows;
 
 /// Name, C, heads, FFN channels, texts (half anchors, half partners): steps of about 200, 1,056 and
@@ -55,7 +56,7 @@ fn embedding(c: &mut Criterion) {
         let tables = Tables {
             word: rig.weight("word", &[VOCAB, hidden]),
             position: rig.weight("position", &[514, hidden]),
-            token_type: rig.weight("type", &[1, hidden]),
+            token_type: Some(rig.weight("type", &[1, hidden])),
             weight: rig.trainable("weight", &[hidden]),
             bias: rig.trainable("bias", &[hidden]),
             prompt: None,
@@ -73,7 +74,7 @@ fn prompt(c: &mut Criterion) {
         let tables = Tables {
             word: rig.weight("word", &[VOCAB, hidden]),
             position: rig.weight("position", &[514, hidden]),
-            token_type: rig.weight("type", &[1, hidden]),
+            token_type: Some(rig.weight("type", &[1, hidden])),
             weight: rig.weight("weight", &[hidden]),
             bias: rig.weight("bias", &[hidden]),
             prompt: Some(rig.trainable("prompt", &[4, hidden])),
@@ -107,7 +108,8 @@ fn linear(c: &mut Criterion) {
                 })
                 .collect();
             let inp = (x, Rows::Tokens);
-            let out = Linear::push(&mut rig.graph, "out", inp, &layers, what == "up");
+            let act = (what == "up").then_some(Gelu::Exact);
+            let out = Linear::push(&mut rig.graph, "out", inp, &layers, act);
             rig.seed(out);
             rig.bench(c, "linear", &format!("{size}-{what}"));
         }
@@ -118,7 +120,7 @@ fn attention(c: &mut Criterion) {
     for (size, hidden, heads, _, texts) in shapes() {
         let mut rig = Rig::new(texts);
         let qkv = rig.input("qkv", Dim::Tokens, 3 * hidden);
-        let out = Attention::push(&mut rig.graph, "out", qkv, heads, None);
+        let out = Attention::push(&mut rig.graph, "out", qkv, (heads, Mask::All), None);
         rig.seed(out);
         rig.bench(c, "attention", size);
     }
@@ -183,7 +185,7 @@ fn pool(c: &mut Criterion) {
     for (size, hidden, _, _, texts) in shapes() {
         let mut rig = Rig::new(texts);
         let inp = rig.input("inp", Dim::Tokens, hidden);
-        let out = Pool::push(&mut rig.graph, "out", inp);
+        let out = Pool::push(&mut rig.graph, "out", Pooling::Mean, inp);
         rig.seed(out);
         rig.bench(c, "pool", size);
     }

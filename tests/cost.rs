@@ -61,7 +61,7 @@ fn a_layer_by_hand() {
         bias: Some(bias),
         lora: Some(lora),
     };
-    let out = Linear::push(&mut g, "out", (inp, Rows::Tokens), &[layer], false);
+    let out = Linear::push(&mut g, "out", (inp, Rows::Tokens), &[layer], None);
     let seed = g.value("d.out", rows(6), Role::Frozen);
     backward_from(&mut g, &[(out, seed)], &[inp]);
     let want = |bytes: [f64; 2], flops, size: f64, sums: f64| Cost {

@@ -9,7 +9,7 @@ use crosstune::graph::plan::{Plan, Reuse};
 use crosstune::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crosstune::model::text::DropoutRates;
 use crosstune::ops::add::Add;
-use crosstune::ops::gelu::GeluGrad;
+use crosstune::ops::gelu::{Gelu, GeluGrad};
 use crosstune::train::program::TrainProgram;
 use crosstune::weights::config::{Encoder, TextConfig};
 use proptest::prelude::*;
@@ -123,7 +123,15 @@ fn random_graph(sizes: &[u8], nodes: &[(u8, u16, u16, bool)]) -> Graph {
             if inp == dout {
                 g.nodes.push(Add { a, b, out }.into());
             } else {
-                g.nodes.push(GeluGrad { inp, dout, dinp }.into());
+                g.nodes.push(
+                    GeluGrad {
+                        kind: Gelu::Exact,
+                        inp,
+                        dout,
+                        dinp,
+                    }
+                    .into(),
+                );
             }
         }
         values.push(out);

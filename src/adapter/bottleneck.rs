@@ -74,11 +74,11 @@ impl BottleneckConfig {
             &format!("{name}.down"),
             (inp, Rows::Tokens),
             &[down],
-            false,
+            None,
         );
         let act = Activation::push(g, &format!("{name}.act"), Kind::GeluTanh, down);
         let up = layer(g, &format!("{name}.up_proj"), [c, b]);
-        let up = Linear::push(g, &format!("{name}.up"), (act, Rows::Tokens), &[up], false);
+        let up = Linear::push(g, &format!("{name}.up"), (act, Rows::Tokens), &[up], None);
         Add::push(g, &adapter, (out, up))
     }
 }

@@ -13,6 +13,7 @@ use crate::exec::{LossWeights, MemberStep};
 use crate::ops::contrastive::Pair;
 use crate::ops::embedding::Tables;
 use crate::ops::linear::grad::WeightGrad;
+use crate::ops::pool::Pooling;
 use crate::ops::{Op, product_flops};
 use crate::text::pack::Batch;
 
@@ -125,13 +126,22 @@ impl<'g> Counter<'g> {
     /// What a node costs. An op that reads and writes its values whole needs no arm here.
     pub fn node(&self, op: &Op, work: &Work) -> Cost {
         let (read, written) = match op {
-            Op::Embedding(op) => (self.gathered(&op.tables, work), self.value(op.out, work)),
+            Op::Embedding(op) => {
+                let written = op.sum.into_iter().chain([op.out]);
+                (self.gathered(&op.tables, work), self.all(written, work))
+            }
             Op::EmbeddingGrad(op) => {
                 let adds = self.touched(op.grads, work);
-                let read = self.gathered(&op.tables, work) + self.value(op.dout, work);
+                let given = op.dsum.into_iter().chain([op.dout]);
+                let read = self.gathered(&op.tables, work) + self.all(given, work);
                 (read + adds, adds)
             }
             Op::WeightGrad(op) => self.weight_grad(op, work),
+            // One token of a text is as much as comes out.
+            Op::Pool(op) if op.pooling != Pooling::Mean => {
+                let row = self.value(op.out, work);
+                (row, row)
+            }
             // A term of weight 0 is not computed, and its gradient is zero.
             Op::Contrastive(op) if is_off(op.pair, work) => (0.0, 0.0),
             Op::ContrastiveGrad(op) if is_off(op.pair, work) => (0.0, self.value(op.dtext, work)),
@@ -225,7 +235,7 @@ impl<'g> Counter<'g> {
 
     /// Bytes that an embedding gathers.
     fn gathered(&self, t: &Tables, work: &Work) -> f64 {
-        let tables = [Some(t.word), Some(t.position), Some(t.token_type), t.prompt];
+        let tables = [Some(t.word), Some(t.position), t.token_type, t.prompt];
         let rows = self.met(tables, work);
         rows + self.all([t.weight, t.bias].into_iter(), work)
     }
@@ -360,9 +370,9 @@ fn copy_sizes(graph: &Graph) -> Vec<Option<f64>> {
             }
             Op::Embedding(op) => {
                 let t = &op.tables;
-                [t.word, t.position, t.token_type]
-                    .into_iter()
-                    .for_each(|id| set(id, 2.0));
+                let kinds = t.token_type.into_iter();
+                let tables = [t.word, t.position].into_iter().chain(kinds);
+                tables.for_each(|id| set(id, 2.0));
             }
             _ => {}
         }

@@ -6,12 +6,13 @@
 
 use crate::adapter::Adapter;
 use crate::graph::{Dim, Graph, Role, ValueId};
-use crate::ops::attention::Attention;
+use crate::ops::attention::{Attention, Mask};
 use crate::ops::embedding::{Embedding, Tables};
+use crate::ops::gelu::Gelu;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Layer, Linear, LoraLayer};
 use crate::ops::philox::Dropout;
-use crate::ops::pool::Pool;
+use crate::ops::pool::{Pool, Pooling};
 use crate::text::pack::Rows;
 use crate::weights::config::TextConfig;
 use crate::weights::text_model::{HEAD_BIAS, HEAD_WEIGHT};
@@ -68,7 +69,7 @@ pub fn text_tower(
     for layer in 0..config.layers {
         x = b.layer(layer, x);
     }
-    let pooled = Pool::push(b.g, "pooled", x);
+    let pooled = Pool::push(b.g, "pooled", Pooling::Mean, x);
     if !head {
         return pooled;
     }
@@ -79,7 +80,7 @@ pub fn text_tower(
         bias,
         lora: None,
     };
-    Linear::push(b.g, "features", (pooled, Rows::Seqs), &[layer], false)
+    Linear::push(b.g, "features", (pooled, Rows::Seqs), &[layer], None)
 }
 
 impl Builder<'_> {
@@ -110,10 +111,10 @@ impl Builder<'_> {
                 &format!("{e}.position_embeddings.weight"),
                 &[config.max_positions, c],
             ),
-            token_type: self.weight(
+            token_type: Some(self.weight(
                 &format!("{e}.token_type_embeddings.weight"),
                 &[config.token_types, c],
-            ),
+            )),
             weight: self.weight(&format!("{e}.LayerNorm.weight"), &[c]),
             bias: self.weight(&format!("{e}.LayerNorm.bias"), &[c]),
             prompt: self.adapter.prompt.as_ref().map(|p| p.push(self.g, c)),
@@ -177,13 +178,19 @@ impl Builder<'_> {
             .iter()
             .map(|which| self.linear(&format!("{p}.attention.self.{which}"), c, c))
             .collect();
-        let qkv = Linear::push(self.g, &format!("{p}.qkv"), (x, Rows::Tokens), &qkv, false);
+        let qkv = Linear::push(self.g, &format!("{p}.qkv"), (x, Rows::Tokens), &qkv, None);
         let attention_drop = self.drop(self.dropout.attention, layer * 3 + 1);
         let name = format!("{p}.attention");
-        let att = Attention::push(self.g, &name, qkv, self.config.heads, attention_drop);
+        let att = Attention::push(
+            self.g,
+            &name,
+            qkv,
+            (self.config.heads, Mask::All),
+            attention_drop,
+        );
         let dense = self.linear(&format!("{p}.attention.output.dense"), c, c);
         let name = format!("{p}.attention.output.dense");
-        let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], false);
+        let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], None);
         let out = self.after(&name, out, x);
         let norm = self.norm(&format!("{p}.attention.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 2);
@@ -191,10 +198,10 @@ impl Builder<'_> {
         let h = LayerNorm::push(self.g, &name, (out, x), norm, eps, drop);
         let up = self.linear(&format!("{p}.intermediate.dense"), ffn, c);
         let name = format!("{p}.intermediate.dense");
-        let act = Linear::push(self.g, &name, (h, Rows::Tokens), &[up], true);
+        let act = Linear::push(self.g, &name, (h, Rows::Tokens), &[up], Some(Gelu::Exact));
         let down = self.linear(&format!("{p}.output.dense"), c, ffn);
         let name = format!("{p}.output.dense");
-        let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], false);
+        let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], None);
         let out = self.after(&name, out, h);
         let norm = self.norm(&format!("{p}.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 3);

@@ -1,10 +1,12 @@
 //! Self-attention within each text of a packed batch.
 //!
-//! For each text and head: `out = dropout(softmax(Q K^T / sqrt(HS))) V`. Scores live only while a
+//! For each text and head: `out = dropout(softmax(Q K^T / sqrt(HS))) V`, over all tokens of the text or
+//! over those up to the query's own (CLIP's text tower). Scores live only while a
 //! (text, head) is worked on; the gradient computes them again from the saved log-sum-exp. Texts
 //! are short (10 to 40 tokens), so one task is one text with all its heads.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -20,6 +22,26 @@ use crate::graph::backward::Backward;
 use crate::graph::{Bucket, Dim, Graph, Role, ValueId};
 use crate::text::pack::Batch;
 
+/// Which tokens of its text a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All of them.
+    All,
+    /// Those up to itself.
+    Causal,
+}
+
+impl Mask {
+    /// Of `len` tokens, how many the query at `place` sees.
+    #[inline(always)]
+    fn seen(self, place: usize, len: usize) -> usize {
+        match self {
+            Mask::All => len,
+            Mask::Causal => place + 1,
+        }
+    }
+}
+
 /// The forward op.
 #[derive(Clone, Debug)]
 pub struct Attention {
@@ -31,6 +53,8 @@ pub struct Attention {
     pub lse: ValueId,
     /// NH; C is a multiple of it.
     pub heads: usize,
+    /// Which tokens a query sees.
+    pub mask: Mask,
     /// On the probabilities, in training.
     pub dropout: Option<Dropout>,
 }
@@ -41,7 +65,7 @@ impl Attention {
         g: &mut Graph,
         name: &str,
         qkv: ValueId,
-        heads: usize,
+        (heads, mask): (usize, Mask),
         dropout: Option<Dropout>,
     ) -> ValueId {
         let c = g.channels(qkv) / 3;
@@ -57,6 +81,7 @@ impl Attention {
                 out,
                 lse,
                 heads,
+                mask,
                 dropout,
             }
             .into(),
@@ -155,7 +180,7 @@ impl Node for Attention {
             return;
         };
         let dqkv = bw.like(self.qkv);
-        let (heads, dropout) = (self.heads, self.dropout);
+        let (heads, mask, dropout) = (self.heads, self.mask, self.dropout);
         let (qkv, lse) = (self.qkv, self.lse);
         bw.push(AttentionGrad {
             qkv,
@@ -163,6 +188,7 @@ impl Node for Attention {
             dout,
             dqkv,
             heads,
+            mask,
             dropout,
         });
         bw.contribute(self.qkv, dqkv);
@@ -183,13 +209,14 @@ impl Node for Attention {
         for seq in 0..b.seqs() {
             for head in 0..self.heads {
                 for i in b.segment(seq) {
-                    let s = reference_scores(&qkv, b.segment(seq), i, head, (c, hs));
+                    let seen = seen(b, self.mask, seq, i);
+                    let s = reference_scores(&qkv, seen.clone(), i, head, (c, hs));
                     let max = s.iter().copied().fold(F::neg_infinity(), F::max);
                     let sum = s.iter().map(|x| (*x - max).exp()).sum::<F>();
                     let log = max + sum.ln();
                     lse[i * self.heads + head] = log;
                     let place = i - b.segment(seq).start;
-                    for (j, t) in b.segment(seq).enumerate() {
+                    for (j, t) in seen.enumerate() {
                         let p = (s[j] - log).exp() * self.keep(mem, seq, head, place, j);
                         for d in 0..hs {
                             out[i * c + head * hs + d] +=
@@ -233,6 +260,8 @@ impl Node for Attention {
                             #[inline(always)]
                             || {
                                 for (i, row) in s.chunks_exact_mut(n).enumerate() {
+                                    let (row, unseen) = row.split_at_mut(self.mask.seen(i, n));
+                                    unseen.fill(0.0);
                                     lse[i * heads + head] = softmax(row);
                                     if let Some(d) = &self.dropout {
                                         d.apply(
@@ -277,22 +306,28 @@ fn keep<F: Real>(
     })
 }
 
-/// Scaled scores of query row `i` against the keys of its text.
+/// The tokens that token `i` of a text sees.
+fn seen(batch: &Batch, mask: Mask, seq: usize, i: usize) -> Range<usize> {
+    let segment = batch.segment(seq);
+    let n = mask.seen(i - segment.start, segment.len());
+    segment.start..segment.start + n
+}
+
+/// Scaled scores of query row `i` against the keys that it sees.
 fn reference_scores<F: Real>(
     qkv: &[F],
-    segment: std::ops::Range<usize>,
+    seen: Range<usize>,
     i: usize,
     head: usize,
     (c, hs): (usize, usize),
 ) -> Vec<F> {
     let scale = F::one() / F::of(hs as f64).sqrt();
     let q = &qkv[i * 3 * c + head * hs..][..hs];
-    segment
-        .map(|t| {
-            let k = &qkv[t * 3 * c + c + head * hs..][..hs];
-            q.iter().zip(k).map(|(a, b)| *a * *b).sum::<F>() * scale
-        })
-        .collect()
+    seen.map(|t| {
+        let k = &qkv[t * 3 * c + c + head * hs..][..hs];
+        q.iter().zip(k).map(|(a, b)| *a * *b).sum::<F>() * scale
+    })
+    .collect()
 }
 
 /// Turns a row of scores into probabilities; returns its log-sum-exp.
@@ -322,6 +357,8 @@ pub struct AttentionGrad {
     /// NH
     pub heads: usize,
     /// As the forward's.
+    pub mask: Mask,
+    /// As the forward's.
     pub dropout: Option<Dropout>,
 }
 
@@ -349,15 +386,16 @@ impl Node for AttentionGrad {
         for seq in 0..b.seqs() {
             for head in 0..self.heads {
                 for (place, i) in b.segment(seq).enumerate() {
-                    let s = reference_scores(&qkv, b.segment(seq), i, head, (c, hs));
+                    let seen = seen(b, self.mask, seq, i);
+                    let s = reference_scores(&qkv, seen.clone(), i, head, (c, hs));
                     let p: Vec<F> = s
                         .iter()
                         .map(|x| (*x - lse[i * self.heads + head]).exp())
                         .collect();
                     let at = |t: usize, which: usize| t * 3 * c + which * c + head * hs;
                     let dy = &dout[i * c + head * hs..][..hs];
-                    let dp: Vec<F> = b
-                        .segment(seq)
+                    let dp: Vec<F> = seen
+                        .clone()
                         .enumerate()
                         .map(|(j, t)| {
                             let m = keep(self.dropout, mem, seq, (head, place, j));
@@ -368,7 +406,7 @@ impl Node for AttentionGrad {
                         })
                         .collect();
                     let mean = p.iter().zip(&dp).map(|(p, d)| *p * *d).sum::<F>();
-                    for (j, t) in b.segment(seq).enumerate() {
+                    for (j, t) in seen.enumerate() {
                         let ds = p[j] * (dp[j] - mean) * scale;
                         for d in 0..hs {
                             dqkv[at(i, 0) + d] += ds * qkv[at(t, 1) + d];
@@ -438,6 +476,11 @@ impl AttentionGrad {
                     .enumerate()
                 {
                     let log = lse[(view.start + i) * heads + head];
+                    // What a query does not see has no part in it, whatever its score.
+                    let seen = self.mask.seen(i, n);
+                    p[seen..].fill(0.0);
+                    d[seen..].fill(0.0);
+                    let (p, d) = (&mut p[..seen], &mut d[..seen]);
                     p.iter_mut().for_each(|x| *x = exp(*x - log));
                     let key = self
                         .dropout

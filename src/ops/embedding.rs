@@ -2,8 +2,8 @@
 //!
 //! `out = dropout(LN(word[id] + position[p] + type[t]))`; in the slots of a soft prompt (Lester et
 //! al., "The power of scale for parameter-efficient prompt tuning", 2021) a trained vector stands in
-//! place of `word[id]`. Nothing is saved: the gradient, which full training and prompts want, gathers
-//! again.
+//! place of `word[id]`. The gradient, which full training and prompts want, gathers again. CLIP's text
+//! tower has no token types, and goes on with the sum as well: the norm is its first block's.
 
 use rayon::prelude::*;
 
@@ -35,8 +35,8 @@ pub struct Tables {
     pub word: ValueId,
     /// (P, C)
     pub position: ValueId,
-    /// (token types, C)
-    pub token_type: ValueId,
+    /// (token types, C), if there are such.
+    pub token_type: Option<ValueId>,
     /// (C)
     pub weight: ValueId,
     /// (C)
@@ -51,7 +51,7 @@ impl Tables {
         [
             Some(self.word),
             Some(self.position),
-            Some(self.token_type),
+            self.token_type,
             Some(self.weight),
             Some(self.bias),
             self.prompt,
@@ -100,7 +100,7 @@ impl Gather<'_> {
         member_slice(self.data[i], per, member, self.data[i].len() / copies)
     }
 
-    /// Writes the sum of a token's three rows.
+    /// Writes the sum of a token's rows.
     #[inline(always)]
     fn sum(&self, t: usize, member: usize, out: &mut [f32]) {
         let row = |i: usize, at: usize| &self.table(i, member)[at * self.channels..];
@@ -109,6 +109,10 @@ impl Gather<'_> {
             None => row(WORD, self.batch.ids[t] as usize),
         };
         let pos = row(POSITION, self.batch.positions[t] as usize);
+        if self.data[TYPE].is_empty() {
+            let rows = out.iter_mut().zip(word).zip(pos);
+            return rows.for_each(|((out, word), pos)| *out = word + pos);
+        }
         let kind = row(TYPE, self.batch.types[t] as usize);
         for (((out, word), kind), pos) in out.iter_mut().zip(word).zip(kind).zip(pos) {
             *out = word + kind + pos;
@@ -123,6 +127,8 @@ pub struct Embedding {
     pub tables: Tables,
     /// (T, C)
     pub out: ValueId,
+    /// (T, C) the sum of the rows, where it is read on.
+    pub sum: Option<ValueId>,
     /// Added to the variance.
     pub eps: f32,
     /// On the result, in training.
@@ -138,12 +144,35 @@ impl Embedding {
         eps: f32,
         dropout: Option<Dropout>,
     ) -> ValueId {
+        Embedding::push_any(g, name, tables, None, (eps, dropout))
+    }
+
+    /// Adds the op; returns the sum of a token's rows, which may be read on, and its norm.
+    pub fn push_sum(g: &mut Graph, name: &str, tables: Tables, eps: f32) -> (ValueId, ValueId) {
+        let c = g.channels(tables.word);
+        let sum = g.value(
+            format!("{name}.sum"),
+            vec![Dim::Tokens, Dim::N(c)],
+            Role::Temp,
+        );
+        let out = Embedding::push_any(g, name, tables, Some(sum), (eps, None));
+        (sum, out)
+    }
+
+    fn push_any(
+        g: &mut Graph,
+        name: &str,
+        tables: Tables,
+        sum: Option<ValueId>,
+        (eps, dropout): (f32, Option<Dropout>),
+    ) -> ValueId {
         let c = g.channels(tables.word);
         let out = g.value(name, vec![Dim::Tokens, Dim::N(c)], Role::Temp);
         g.nodes.push(
             Embedding {
                 tables,
                 out,
+                sum,
                 eps,
                 dropout,
             }
@@ -159,18 +188,20 @@ impl Node for Embedding {
     }
 
     fn writes(&self) -> Vec<ValueId> {
-        vec![self.out]
+        self.sum.into_iter().chain([self.out]).collect()
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
         let Some(dout) = bw.grad_of(self.out) else {
             return;
         };
+        let dsum = self.sum.and_then(|sum| bw.grad_of(sum));
         let grads = self.tables.ids().map(|id| bw.param_grad(id?));
         let (tables, eps, dropout) = (self.tables, self.eps, self.dropout);
         bw.push(EmbeddingGrad {
             tables,
             dout,
+            dsum,
             grads,
             eps,
             dropout,
@@ -182,6 +213,7 @@ impl Node for Embedding {
         let rows = mem.batch.tokens();
         let (weight, bias) = (mem.get(self.tables.weight), mem.get(self.tables.bias));
         let mut out = vec![F::zero(); rows * c];
+        let mut sums = Vec::with_capacity(rows * c);
         for t in 0..rows {
             let g = mem.batch.member_of(Rows::Tokens, t);
             let w = member_slice(&weight, mem.per_member(self.tables.weight), g, c);
@@ -197,6 +229,10 @@ impl Node for Embedding {
                 };
                 out[t * c + j] = ((x[j] - mean) * rstd * w[j] + b[j]) * keep;
             }
+            sums.extend(x);
+        }
+        if let Some(sum) = self.sum {
+            mem.set(sum, sums);
         }
         mem.set(self.out, out);
     }
@@ -210,21 +246,30 @@ impl Node for Embedding {
             .ids()
             .map(|id| id.is_some_and(|id| mem.per_member(id)));
         let chunks = batch.chunks(Rows::Tokens, CHUNK);
-        let (r, mut w) = mem.bind(&self.tables.ids(), &[Some(self.out)]);
+        let (r, mut w) = mem.bind(&self.tables.ids(), &[Some(self.out), self.sum]);
         let gather = Gather {
             data: &r,
             per_member,
             batch,
             channels: c,
         };
-        let out = split_rows(w[0], &chunks, c);
-        chunks.par_iter().zip(out).for_each(|(k, out)| {
+        let [out, sum] = &mut w[..] else { return };
+        let out = split_rows(out, &chunks, c);
+        let mut sum: Vec<&mut [f32]> = match self.sum {
+            Some(_) => split_rows(sum, &chunks, c),
+            None => chunks.iter().map(|_| Default::default()).collect(),
+        };
+        let work = chunks.par_iter().zip(out).zip(&mut sum);
+        work.for_each(|((k, out), sum)| {
             let (weight, bias) = (gather.table(WEIGHT, k.member), gather.table(BIAS, k.member));
             vector(
                 #[inline(always)]
                 || {
-                    for (row, t) in out.chunks_exact_mut(c).zip(k.start..k.end) {
+                    for (i, (row, t)) in out.chunks_exact_mut(c).zip(k.start..k.end).enumerate() {
                         gather.sum(t, k.member, row);
+                        if !sum.is_empty() {
+                            sum[i * c..][..c].copy_from_slice(row);
+                        }
                         let (mean, rstd) = row_stats(row, eps);
                         for j in 0..c {
                             row[j] = ((row[j] - mean) * rstd).mul_add(weight[j], bias[j]);
@@ -239,7 +284,7 @@ impl Node for Embedding {
     }
 }
 
-/// The sum of a token's three rows, its mean and reciprocal standard deviation.
+/// The sum of a token's rows, its mean and reciprocal standard deviation.
 fn reference_row<F: Real>(
     tables: &Tables,
     mem: &RefMem<'_, F>,
@@ -253,14 +298,14 @@ fn reference_row<F: Real>(
     let mut x = vec![F::zero(); c];
     tables.check_prompt(mem.graph, b);
     let rows = [
-        match (tables.prompt, b.slot(t)) {
+        Some(match (tables.prompt, b.slot(t)) {
             (Some(prompt), Some(slot)) => (prompt, slot as u32),
             _ => (tables.word, b.ids[t]),
-        },
-        (tables.token_type, b.types[t]),
-        (tables.position, b.positions[t]),
+        }),
+        tables.token_type.map(|kind| (kind, b.types[t])),
+        Some((tables.position, b.positions[t])),
     ];
-    for (id, row) in rows {
+    for (id, row) in rows.into_iter().flatten() {
         let table = mem.get(id);
         let per = mem.per_member(id);
         let table = member_slice(&table, per, g, table.len() / if per { members } else { 1 });
@@ -281,6 +326,8 @@ pub struct EmbeddingGrad {
     pub tables: Tables,
     /// (T, C)
     pub dout: ValueId,
+    /// (T, C) the gradient of the sum, where it was read on.
+    pub dsum: Option<ValueId>,
     /// `+=`, in the order word, position, token type, weight, bias, prompt.
     pub grads: [Option<ValueId>; 6],
     /// As the forward's.
@@ -292,7 +339,7 @@ pub struct EmbeddingGrad {
 impl Node for EmbeddingGrad {
     fn reads(&self) -> Vec<ValueId> {
         let tables = self.tables.ids().into_iter().flatten();
-        tables.chain([self.dout]).collect()
+        tables.chain([self.dout]).chain(self.dsum).collect()
     }
 
     fn writes(&self) -> Vec<ValueId> {
@@ -302,6 +349,7 @@ impl Node for EmbeddingGrad {
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
         let c = mem.channels(self.dout);
         let dout = mem.get(self.dout);
+        let dsum = self.dsum.map(|id| mem.get(id));
         let weight = mem.get(self.tables.weight);
         let mut sums = self
             .grads
@@ -332,7 +380,10 @@ impl Node for EmbeddingGrad {
                     sum[at + j] += match i {
                         WEIGHT => d[j] * xhat[j],
                         BIAS => d[j],
-                        _ => rstd * (d[j] * w[j] - s1 - xhat[j] * s2),
+                        _ => {
+                            let more = dsum.as_ref().map_or(F::zero(), |d| d[t * c + j]);
+                            rstd * (d[j] * w[j] - s1 - xhat[j] * s2) + more
+                        }
                     };
                 }
             }
@@ -354,7 +405,7 @@ impl Node for EmbeddingGrad {
             .map(|id| id.is_some_and(|id| mem.per_member(id)));
         let chunks = batch.chunks(Rows::Tokens, CHUNK);
         let mut reads = self.tables.ids().to_vec();
-        reads.push(Some(self.dout));
+        reads.extend([Some(self.dout), self.dsum]);
         let (r, mut w) = mem.bind(&reads, &self.grads);
         let gather = Gather {
             data: &r,
@@ -362,6 +413,7 @@ impl Node for EmbeddingGrad {
             batch,
             channels: c,
         };
+        let more = r[7];
         // (T, C) gradients of the sums, and a partial sum of the layer norm's a chunk.
         let mut dsum = r[6][..batch.tokens() * c].to_vec();
         let mut parts = vec![0f32; chunks.len() * 2 * c];
@@ -388,6 +440,10 @@ impl Node for EmbeddingGrad {
                                 db[j] += d[j];
                             }
                             row_grad(d, &x, weight, mean, rstd);
+                            if !more.is_empty() {
+                                let more = &more[t * c..][..c];
+                                d.iter_mut().zip(more).for_each(|(d, m)| *d += m);
+                            }
                         }
                     },
                 );

@@ -144,6 +144,25 @@ pub fn gelu_grad(x: f32) -> f32 {
     x.mul_add(density, 0.5 * (1.0 + erf))
 }
 
+/// The slope of the sigmoid in the quick form of GELU.
+const QUICK_SLOPE: f32 = 1.702;
+
+/// The quick form of GELU, `x sigmoid(1.702 x)`.
+#[inline(always)]
+pub fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-QUICK_SLOPE * x))
+}
+
+/// Derivative of [`quick_gelu`].
+#[inline(always)]
+pub fn quick_gelu_grad(x: f32) -> f32 {
+    // Beyond 50 it is 0 or 1, and powers of x would only meet infinities.
+    let x = x.clamp(-50.0, 50.0);
+    let e = exp(-QUICK_SLOPE * x);
+    let sigmoid = 1.0 / (1.0 + e);
+    sigmoid * (QUICK_SLOPE * x).mul_add(e * sigmoid, 1.0)
+}
+
 /// 2 sqrt(2 / pi): the tanh form of GELU is `x sigmoid(TANH_SLOPE (x + TANH_CUBIC x^3))`.
 const TANH_SLOPE: f32 = 1.595_769;
 const TANH_CUBIC: f32 = 0.044_715;
@@ -190,6 +209,10 @@ mod tests {
                 (f64::from(gelu_tanh(x)) - value).abs() < 1e-6,
                 "gelu_tanh({x})"
             );
+            let (value, quick_slope) = crate::ops::real::quick_gelu(f64::from(x));
+            let got = (f64::from(quick_gelu(x)), f64::from(quick_gelu_grad(x)));
+            assert!((got.0 - value).abs() < 1e-6, "quick_gelu({x})");
+            assert!((got.1 - quick_slope).abs() < 1e-6, "quick_gelu'({x})");
             let got = f64::from(gelu_tanh_grad(x));
             assert!((got - slope).abs() < 1e-6, "gelu_tanh'({x})");
         }

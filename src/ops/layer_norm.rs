@@ -1,7 +1,8 @@
-//! Residual, dropout and layer norm in one (post-LN transformers).
+//! Residual, dropout and layer norm in one.
 //!
-//! `z = resid + dropout(inp)`, `out = (z - mean) * rstd * weight + bias` with the mean and the
-//! biased variance of each row (Ba, Kiros and Hinton, 2016).
+//! `z = resid + dropout(inp)`, or z = inp where there is no residual, `out = (z - mean) * rstd * weight + bias` with the mean and the
+//! biased variance of each row (Ba, Kiros and Hinton, 2016). Post-LN transformers go on with `out`;
+//! pre-LN ones with z as well, which is their residual stream.
 
 use rayon::prelude::*;
 
@@ -22,19 +23,22 @@ const CHUNK: usize = 32;
 /// The forward op.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
-    /// (T, C) what a sub-layer gave.
+    /// What the rows are.
+    pub rows: Rows,
+    /// (rows, C) what a sub-layer gave.
     pub inp: ValueId,
-    /// (T, C) what went around it.
-    pub resid: ValueId,
+    /// (rows, C) what went around it, if anything did.
+    pub resid: Option<ValueId>,
     /// (C), or (G, C) when trainable.
     pub weight: ValueId,
     /// (C), or (G, C) when trainable.
     pub bias: ValueId,
-    /// (T, C) the sum, kept for the gradient; may take the place of `inp`.
+    /// (rows, C) the sum, kept for the gradient; may take the place of `inp`, and is `inp` where
+    /// there is no residual.
     pub z: ValueId,
-    /// (T, 2) mean and reciprocal standard deviation of each row.
+    /// (rows, 2) mean and reciprocal standard deviation of each row.
     pub stats: ValueId,
-    /// (T, C) the result.
+    /// (rows, C) the result.
     pub out: ValueId,
     /// Added to the variance.
     pub eps: f32,
@@ -48,12 +52,51 @@ impl LayerNorm {
         g: &mut Graph,
         name: &str,
         (inp, resid): (ValueId, ValueId),
-        (weight, bias): (ValueId, ValueId),
+        params: (ValueId, ValueId),
         eps: f32,
         dropout: Option<Dropout>,
     ) -> ValueId {
+        LayerNorm::push_any(g, name, (inp, Some(resid)), params, (eps, dropout)).1
+    }
+
+    /// Adds the op without a residual; returns its result.
+    pub fn push_alone(
+        g: &mut Graph,
+        name: &str,
+        inp: ValueId,
+        params: (ValueId, ValueId),
+        eps: f32,
+    ) -> ValueId {
+        LayerNorm::push_any(g, name, (inp, None), params, (eps, None)).1
+    }
+
+    /// Adds the op; returns the sum, which may be read on, and its norm.
+    pub fn push_sum(
+        g: &mut Graph,
+        name: &str,
+        (inp, resid): (ValueId, ValueId),
+        params: (ValueId, ValueId),
+        eps: f32,
+    ) -> (ValueId, ValueId) {
+        LayerNorm::push_any(g, name, (inp, Some(resid)), params, (eps, None))
+    }
+
+    fn push_any(
+        g: &mut Graph,
+        name: &str,
+        (inp, resid): (ValueId, Option<ValueId>),
+        (weight, bias): (ValueId, ValueId),
+        (eps, dropout): (f32, Option<Dropout>),
+    ) -> (ValueId, ValueId) {
         let shape = g.get(inp).shape.clone();
-        let z = g.value(format!("{name}.z"), shape.clone(), Role::Temp);
+        let rows = match shape[0] {
+            Dim::Seqs => Rows::Seqs,
+            _ => Rows::Tokens,
+        };
+        let z = match resid {
+            Some(_) => g.value(format!("{name}.z"), shape.clone(), Role::Temp),
+            None => inp,
+        };
         let stats = g.value(
             format!("{name}.stats"),
             vec![shape[0], Dim::N(2)],
@@ -61,6 +104,7 @@ impl LayerNorm {
         );
         let out = g.value(name, shape, Role::Temp);
         let op = LayerNorm {
+            rows,
             inp,
             resid,
             weight,
@@ -72,7 +116,7 @@ impl LayerNorm {
             dropout,
         };
         g.nodes.push(op.into());
-        out
+        (z, out)
     }
 }
 
@@ -84,31 +128,58 @@ pub(crate) fn token_key(batch: &Batch, steps: &[MemberStep], site: u32, token: u
     RowKey::new(step.seed, step.step, site, role, item, batch.places[token])
 }
 
+impl LayerNorm {
+    /// The gradients of the input and of the residual go where they are needed.
+    fn contribute(
+        &self,
+        bw: &mut Backward<'_>,
+        resid: ValueId,
+        (dinp, dresid): (ValueId, ValueId),
+    ) {
+        if bw.needs(self.inp) {
+            bw.contribute(self.inp, dinp);
+        }
+        if bw.needs(resid) {
+            bw.contribute(resid, dresid);
+        }
+    }
+}
+
 impl Node for LayerNorm {
     fn reads(&self) -> Vec<ValueId> {
-        vec![self.inp, self.resid, self.weight, self.bias]
+        let resid = self.resid.into_iter();
+        [self.inp, self.weight, self.bias]
+            .into_iter()
+            .chain(resid)
+            .collect()
     }
 
     fn writes(&self) -> Vec<ValueId> {
-        vec![self.z, self.stats, self.out]
+        let sum = self.resid.map(|_| self.z).into_iter();
+        sum.chain([self.stats, self.out]).collect()
     }
 
     fn inplace(&self) -> Vec<(ValueId, ValueId)> {
-        if self.inp == self.resid {
-            vec![]
-        } else {
-            vec![(self.z, self.inp)]
+        match self.resid {
+            Some(resid) if resid != self.inp => vec![(self.z, self.inp)],
+            _ => vec![],
         }
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
+        // A last block's sum may go on nowhere, or its norm.
         let Some(dout) = bw.grad_of(self.out) else {
+            let reached = bw.grad_of(self.z);
+            if let (Some(dz), Some(resid)) = (reached, self.resid) {
+                self.contribute(bw, resid, (dz, dz));
+            }
             return;
         };
-        let dz = bw.like(self.resid);
+        let dz = bw.like(self.z);
         let dinp = self.dropout.map(|_| bw.like(self.inp));
         let (dweight, dbias) = (bw.param_grad(self.weight), bw.param_grad(self.bias));
         bw.push(LayerNormGrad {
+            rows: self.rows,
             dout,
             z: self.z,
             stats: self.stats,
@@ -119,23 +190,23 @@ impl Node for LayerNorm {
             dbias,
             dropout: self.dropout,
         });
-        if bw.needs(self.inp) {
-            bw.contribute(self.inp, dinp.unwrap_or(dz));
-        }
-        if bw.needs(self.resid) {
-            bw.contribute(self.resid, dz);
+        // What reads the sum itself has left a gradient; without a residual the sum is the input.
+        bw.contribute(self.z, dz);
+        if let (Some(resid), Some(dz)) = (self.resid, bw.grad_of(self.z)) {
+            self.contribute(bw, resid, (dinp.unwrap_or(dz), dz));
         }
     }
 
     fn reference<F: Real>(&self, mem: &mut RefMem<'_, F>) {
-        let (inp, resid) = (mem.get(self.inp), mem.get(self.resid));
+        let inp = mem.get(self.inp);
+        let resid = self.resid.map(|id| mem.get(id));
         let (weight, bias) = (mem.get(self.weight), mem.get(self.bias));
         let c = mem.channels(self.inp);
-        let rows = mem.batch.tokens();
+        let rows = mem.batch.rows(self.rows);
         let (mut z, mut out) = (vec![F::zero(); rows * c], vec![F::zero(); rows * c]);
         let mut stats = vec![F::zero(); rows * 2];
         for t in 0..rows {
-            let g = mem.batch.member_of(Rows::Tokens, t);
+            let g = mem.batch.member_of(self.rows, t);
             let w = member_slice(&weight, mem.per_member(self.weight), g, c);
             let b = member_slice(&bias, mem.per_member(self.bias), g, c);
             for j in 0..c {
@@ -146,7 +217,8 @@ impl Node for LayerNorm {
                     ),
                     None => F::one(),
                 };
-                z[t * c + j] = resid[t * c + j] + keep * inp[t * c + j];
+                let around = resid.as_ref().map_or(F::zero(), |r| r[t * c + j]);
+                z[t * c + j] = around + keep * inp[t * c + j];
             }
             let row = &z[t * c..(t + 1) * c];
             let n = F::of(c as f64);
@@ -159,7 +231,9 @@ impl Node for LayerNorm {
             stats[2 * t] = mean;
             stats[2 * t + 1] = rstd;
         }
-        mem.set(self.z, z);
+        if self.resid.is_some() {
+            mem.set(self.z, z);
+        }
         mem.set(self.stats, stats);
         mem.set(self.out, out);
     }
@@ -168,20 +242,27 @@ impl Node for LayerNorm {
         let c = mem.channels(self.inp);
         let (batch, steps) = (mem.batch, mem.steps);
         let (weights, biases) = (mem.per_member(self.weight), mem.per_member(self.bias));
-        let chunks = batch.chunks(Rows::Tokens, CHUNK);
-        mem.carry(self.z, self.inp);
+        let chunks = batch.chunks(self.rows, CHUNK);
+        let sum = self.resid.map(|_| self.z);
+        if let Some(z) = sum {
+            mem.carry(z, self.inp);
+        }
+        let inp = if sum.is_none() { Some(self.inp) } else { None };
         let (r, mut w) = mem.bind(
-            &[Some(self.resid), Some(self.weight), Some(self.bias)],
-            &[Some(self.z), Some(self.stats), Some(self.out)],
+            &[inp, self.resid, Some(self.weight), Some(self.bias)],
+            &[sum, Some(self.stats), Some(self.out)],
         );
-        let (resid, weight, bias) = (r[0], r[1], r[2]);
+        let (inp, resid, weight, bias) = (r[0], r[1], r[2], r[3]);
         let [z, stats, out] = &mut w[..] else { return };
-        let z = split_rows(z, &chunks, c);
+        let mut z: Vec<Option<&mut [f32]>> = match sum {
+            Some(_) => split_rows(z, &chunks, c).into_iter().map(Some).collect(),
+            None => chunks.iter().map(|_| None).collect(),
+        };
         let stats = split_rows(stats, &chunks, 2);
         let out = split_rows(out, &chunks, c);
         chunks
             .par_iter()
-            .zip(z)
+            .zip(&mut z)
             .zip(stats)
             .zip(out)
             .for_each(|(((k, z), stats), out)| {
@@ -191,13 +272,20 @@ impl Node for LayerNorm {
                     #[inline(always)]
                     || {
                         for (i, t) in (k.start..k.end).enumerate() {
-                            let (z, out) = (&mut z[i * c..][..c], &mut out[i * c..][..c]);
-                            if let Some(d) = &self.dropout {
-                                d.apply(&token_key(batch, steps, d.site, t), z);
-                            }
-                            z.iter_mut()
-                                .zip(&resid[t * c..][..c])
-                                .for_each(|(z, r)| *z += r);
+                            let out = &mut out[i * c..][..c];
+                            let z = match z {
+                                Some(z) => {
+                                    let z = &mut z[i * c..][..c];
+                                    if let Some(d) = &self.dropout {
+                                        d.apply(&token_key(batch, steps, d.site, t), z);
+                                    }
+                                    z.iter_mut()
+                                        .zip(&resid[t * c..][..c])
+                                        .for_each(|(z, r)| *z += r);
+                                    &*z
+                                }
+                                None => &inp[t * c..][..c],
+                            };
                             let (mean, rstd) = row_stats(z, self.eps);
                             for j in 0..c {
                                 out[j] = ((z[j] - mean) * rstd).mul_add(w[j], b[j]);
@@ -223,17 +311,19 @@ pub(crate) fn row_stats(row: &[f32], eps: f32) -> (f32, f32) {
 /// The gradient op.
 #[derive(Clone, Debug)]
 pub struct LayerNormGrad {
-    /// (T, C)
+    /// What the rows are.
+    pub rows: Rows,
+    /// (rows, C)
     pub dout: ValueId,
-    /// (T, C) as the forward left it.
+    /// (rows, C) as the forward left it.
     pub z: ValueId,
-    /// (T, 2) as the forward left it.
+    /// (rows, 2) as the forward left it.
     pub stats: ValueId,
     /// (C) or (G, C)
     pub weight: ValueId,
-    /// (T, C) `=` gradient of the residual, and of the input where there is no dropout.
+    /// (rows, C) `=` gradient of the sum, and of the input where there is no dropout.
     pub dz: ValueId,
-    /// (T, C) `=` gradient of the input, where there is dropout.
+    /// (rows, C) `=` gradient of the input, where there is dropout.
     pub dinp: Option<ValueId>,
     /// (G, C) `+=`
     pub dweight: Option<ValueId>,
@@ -260,11 +350,11 @@ impl Node for LayerNormGrad {
         let (dout, z, stats) = (mem.get(self.dout), mem.get(self.z), mem.get(self.stats));
         let weight = mem.get(self.weight);
         let c = mem.channels(self.z);
-        let (rows, members) = (mem.batch.tokens(), mem.batch.members.len());
+        let (rows, members) = (mem.batch.rows(self.rows), mem.batch.members.len());
         let (mut dz, mut dinp) = (vec![F::zero(); rows * c], vec![F::zero(); rows * c]);
         let (mut dw, mut db) = (vec![F::zero(); members * c], vec![F::zero(); members * c]);
         for t in 0..rows {
-            let g = mem.batch.member_of(Rows::Tokens, t);
+            let g = mem.batch.member_of(self.rows, t);
             let w = member_slice(&weight, mem.per_member(self.weight), g, c);
             let (mean, rstd) = (stats[2 * t], stats[2 * t + 1]);
             let xhat = |j: usize| (z[t * c + j] - mean) * rstd;
@@ -303,7 +393,7 @@ impl Node for LayerNormGrad {
         let c = mem.channels(self.z);
         let (batch, steps) = (mem.batch, mem.steps);
         let weights = mem.per_member(self.weight);
-        let chunks = batch.chunks(Rows::Tokens, CHUNK);
+        let chunks = batch.chunks(self.rows, CHUNK);
         let params = self.dweight.is_some() || self.dbias.is_some();
         let mut sums = vec![0f32; if params { chunks.len() * 2 * c } else { 0 }];
         mem.carry(self.dz, self.dout);

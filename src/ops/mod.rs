@@ -20,6 +20,7 @@ pub mod philox;
 pub mod phm;
 pub mod pool;
 pub mod real;
+pub mod vision_embedding;
 
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
@@ -153,6 +154,7 @@ ops! {
     ZeroGrads(adam::ZeroGrads),
     Embedding(embedding::Embedding),
     EmbeddingGrad(embedding::EmbeddingGrad),
+    VisionEmbedding(vision_embedding::VisionEmbedding),
     Linear(linear::Linear),
     LoraGrad(linear::grad::LoraGrad),
     WeightGrad(linear::grad::WeightGrad),

@@ -1,4 +1,7 @@
-//! Mean of each text's tokens: M-CLIP's masked mean pooling, special tokens counted.
+//! One row of each text's tokens: their mean (M-CLIP's masked mean pooling, special tokens counted), the
+//! first (a vision tower's class token) or the last (the end of CLIP's texts).
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -10,9 +13,33 @@ use crate::exec::reference::RefMem;
 use crate::graph::backward::Backward;
 use crate::graph::{Dim, Graph, Role, ValueId};
 
-/// `out[s] = mean of inp[t] over the tokens t of text s`.
+/// What is made of a text's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first.
+    First,
+    /// The last.
+    Last,
+}
+
+impl Pooling {
+    /// The tokens that count, of a text's.
+    fn tokens(self, segment: Range<usize>) -> Range<usize> {
+        match self {
+            Pooling::Mean => segment,
+            Pooling::First => segment.start..segment.start + 1,
+            Pooling::Last => segment.end - 1..segment.end,
+        }
+    }
+}
+
+/// `out[s] = mean of inp[t]` over those tokens t of text s that count.
 #[derive(Clone, Debug)]
 pub struct Pool {
+    /// Which tokens count.
+    pub pooling: Pooling,
     /// (T, C)
     pub inp: ValueId,
     /// (S, C)
@@ -21,10 +48,10 @@ pub struct Pool {
 
 impl Pool {
     /// Adds the op; returns its result.
-    pub fn push(g: &mut Graph, name: &str, inp: ValueId) -> ValueId {
+    pub fn push(g: &mut Graph, name: &str, pooling: Pooling, inp: ValueId) -> ValueId {
         let c = g.channels(inp);
         let out = g.value(name, vec![Dim::Seqs, Dim::N(c)], Role::Temp);
-        g.nodes.push(Pool { inp, out }.into());
+        g.nodes.push(Pool { pooling, inp, out }.into());
         out
     }
 }
@@ -43,7 +70,12 @@ impl Node for Pool {
             return;
         };
         let dinp = bw.like(self.inp);
-        bw.push(PoolGrad { dout, dinp });
+        let pooling = self.pooling;
+        bw.push(PoolGrad {
+            pooling,
+            dout,
+            dinp,
+        });
         bw.contribute(self.inp, dinp);
     }
 
@@ -51,7 +83,7 @@ impl Node for Pool {
         let (inp, c) = (mem.get(self.inp), mem.channels(self.inp));
         let mut out = vec![F::zero(); mem.batch.seqs() * c];
         for s in 0..mem.batch.seqs() {
-            let range = mem.batch.segment(s);
+            let range = self.pooling.tokens(mem.batch.segment(s));
             let n = F::of(range.len() as f64);
             for j in 0..c {
                 out[s * c + j] = range.clone().map(|t| inp[t * c + j]).sum::<F>() / n;
@@ -66,7 +98,7 @@ impl Node for Pool {
         let (r, mut w) = mem.bind(&[Some(self.inp)], &[Some(self.out)]);
         let out = &mut w[0][..batch.seqs() * c];
         out.par_chunks_mut(c).enumerate().for_each(|(s, out)| {
-            let range = batch.segment(s);
+            let range = self.pooling.tokens(batch.segment(s));
             let inv = 1.0 / range.len() as f32;
             vector(
                 #[inline(always)]
@@ -82,9 +114,11 @@ impl Node for Pool {
     }
 }
 
-/// `dinp[t] = dout[s] / tokens of s`.
+/// `dinp[t] = dout[s] / tokens of s that count`, 0 for one that does not.
 #[derive(Clone, Debug)]
 pub struct PoolGrad {
+    /// As the forward's.
+    pub pooling: Pooling,
     /// (S, C)
     pub dout: ValueId,
     /// (T, C) `=`
@@ -104,7 +138,7 @@ impl Node for PoolGrad {
         let (dout, c) = (mem.get(self.dout), mem.channels(self.dout));
         let mut dinp = vec![F::zero(); mem.batch.tokens() * c];
         for s in 0..mem.batch.seqs() {
-            let range = mem.batch.segment(s);
+            let range = self.pooling.tokens(mem.batch.segment(s));
             let n = F::of(range.len() as f64);
             for t in range {
                 for j in 0..c {
@@ -122,7 +156,11 @@ impl Node for PoolGrad {
         let dinp = &mut w[0][..batch.tokens() * c];
         dinp.par_chunks_mut(c).enumerate().for_each(|(t, row)| {
             let s = batch.token_seq[t] as usize;
-            let inv = 1.0 / batch.segment(s).len() as f32;
+            let range = self.pooling.tokens(batch.segment(s));
+            if !range.contains(&t) {
+                return row.fill(0.0);
+            }
+            let inv = 1.0 / range.len() as f32;
             row.iter_mut()
                 .zip(&r[0][s * c..][..c])
                 .for_each(|(x, d)| *x = d * inv);

@@ -54,3 +54,13 @@ pub fn gelu<F: Real>(x: F) -> (F, F) {
     let density = (F::of(-0.5) * x * x).exp() * F::of(1.0 / std::f64::consts::TAU.sqrt());
     (x * phi, phi + x * density)
 }
+
+/// The quick form of GELU and its derivative: `x sigmoid(1.702 x)`.
+pub fn quick_gelu<F: Real>(x: F) -> (F, F) {
+    let slope = F::of(1.702);
+    let sigmoid = F::one() / (F::one() + (-slope * x).exp());
+    (
+        x * sigmoid,
+        sigmoid + x * slope * sigmoid * (F::one() - sigmoid),
+    )
+}

@@ -37,7 +37,7 @@ fn block(members: &Members, c: usize, drop: bool) -> Built {
             &format!("{i}.linear"),
             (x, Rows::Tokens),
             &[layer],
-            false,
+            None,
         );
         let w = rig.param(&format!("{i}.weight"), &[c], i == 1, (1.0, 0.3));
         let b = rig.param(&format!("{i}.bias"), &[c], i == 0, (0.0, 0.3));
@@ -47,6 +47,53 @@ fn block(members: &Members, c: usize, drop: bool) -> Built {
     }
     rig.weigh(x, Rows::Tokens);
     rig.build()
+}
+
+/// A block of a pre-LN transformer, twice: `x += W LN(x)`, where the norm of the second reads the sum,
+/// and the stream goes on beside it.
+fn pre_norm_blocks(members: &Members, rows: Rows, c: usize, frozen_below: bool) -> Built {
+    let mut rig = Rig::new(members, 4);
+    let mut x = rig.input("x", rows, c, 1.0);
+    let params = |rig: &mut Rig, name: &str, trained: bool| {
+        let w = rig.param(&format!("{name}.weight"), &[c], trained, (1.0, 0.3));
+        (
+            w,
+            rig.param(&format!("{name}.bias"), &[c], trained, (0.0, 0.3)),
+        )
+    };
+    let first = params(&mut rig, "first", !frozen_below);
+    let mut out = LayerNorm::push_alone(&mut rig.graph, "first", x, first, EPS);
+    for i in 0..2 {
+        let weight = rig.param(&format!("{i}.w"), &[c, c], true, (0.0, 0.5));
+        let layer = Layer {
+            weight,
+            bias: None,
+            lora: None,
+        };
+        let name = format!("{i}.linear");
+        let inner = Linear::push(&mut rig.graph, &name, (out, rows), &[layer], None);
+        let name = format!("{i}.norm");
+        let own = params(&mut rig, &name, i == 0);
+        (x, out) = LayerNorm::push_sum(&mut rig.graph, &name, (inner, x), own, EPS);
+    }
+    rig.weigh(x, rows);
+    rig.weigh(out, rows);
+    rig.build()
+}
+
+#[test]
+fn the_sum_may_be_read_on() {
+    for members in [ONE, ALONE, THREE] {
+        for (rows, frozen) in [
+            (Rows::Tokens, false),
+            (Rows::Tokens, true),
+            (Rows::Seqs, false),
+        ] {
+            let worst = pre_norm_blocks(members, rows, 5, frozen).finite_differences(|_, _| true);
+            println!("pre-norm: finite differences within {worst:.1e}");
+            pre_norm_blocks(members, rows, 35, frozen).cpu_agrees("layer_norm");
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Parts side by side, bias, GELU, low-rank branches; frozen, trainable and mixed.
 
+use crosstune::ops::gelu::Gelu;
 use crosstune::ops::linear::{Layer, Linear, LoraLayer};
 use crosstune::text::pack::Rows;
 
@@ -33,7 +34,7 @@ fn rig(
     rows: Rows,
     (k, widths): (usize, &[usize]),
     trains: &[Trains],
-    act: bool,
+    act: Option<Gelu>,
 ) -> Built {
     let mut rig = Rig::new(members, longest);
     let x = rig.input("x", rows, k, 1.0);
@@ -76,9 +77,10 @@ fn gradients_are_those_of_finite_differences() {
     for members in [ONE, ALONE, THREE] {
         for trains in [&[FROZEN][..], &[ALL], &[lora, FROZEN, ALL], &[bias, lora]] {
             let cases = [
-                (Rows::Tokens, 7, &[5usize, 3, 4][..], false),
-                (Rows::Tokens, 5, &[11], true),
-                (Rows::Seqs, 6, &[1, 2], false),
+                (Rows::Tokens, 7, &[5usize, 3, 4][..], None),
+                (Rows::Tokens, 5, &[11], Some(Gelu::Exact)),
+                (Rows::Tokens, 4, &[7], Some(Gelu::Quick)),
+                (Rows::Seqs, 6, &[1, 2], None),
             ];
             for (rows, k, widths, act) in cases {
                 let built = rig((members, 4), rows, (k, widths), trains, act);
@@ -98,10 +100,10 @@ fn cpu_agrees_on_odd_shapes() {
     for members in [ONE, ALONE, THREE] {
         for (k, widths) in [(1, &[1, 1, 1][..]), (13, &[13, 17, 1]), (259, &[129, 31])] {
             for trains in [&[FROZEN][..], &[ALL], &[lora(1), FROZEN, lora(5)]] {
-                for act in [false, true] {
+                for act in [None, Some(Gelu::Exact), Some(Gelu::Quick)] {
                     rig((members, 19), Rows::Tokens, (k, widths), trains, act).cpu_agrees("linear");
                 }
-                rig((members, 3), Rows::Seqs, (k, widths), trains, false).cpu_agrees("linear");
+                rig((members, 3), Rows::Seqs, (k, widths), trains, None).cpu_agrees("linear");
             }
         }
     }
@@ -119,19 +121,26 @@ fn cpu_agrees_on_a_real_block() {
         Rows::Tokens,
         (384, &[384, 384, 384]),
         &[lora, FROZEN, lora],
-        false,
+        None,
     )
     .cpu_agrees("linear");
-    rig(real, Rows::Tokens, (384, &[1536]), &[lora], true).cpu_agrees("linear");
+    rig(
+        real,
+        Rows::Tokens,
+        (384, &[1536]),
+        &[lora],
+        Some(Gelu::Exact),
+    )
+    .cpu_agrees("linear");
     rig(
         (REAL_THREE, 19),
         Rows::Tokens,
         (1536, &[384]),
         &[lora],
-        false,
+        None,
     )
     .cpu_agrees("linear");
-    rig((REAL_THREE, 19), Rows::Tokens, (384, &[512]), &[ALL], false).cpu_agrees("linear");
+    rig((REAL_THREE, 19), Rows::Tokens, (384, &[512]), &[ALL], None).cpu_agrees("linear");
 }
 
 /// Dropout in two branches of three; more rows than are dropped at once, and columns of more than one
@@ -150,7 +159,10 @@ const DROPPED: &[Trains] = &[
 fn gradients_with_dropout_are_those_of_finite_differences() {
     let mut worst = 0f64;
     for members in [ONE, ALONE, THREE] {
-        for (k, widths, act) in [(7, &[5usize, 3, 4][..], false), (5, &[11], true)] {
+        for (k, widths, act) in [
+            (7, &[5usize, 3, 4][..], None),
+            (5, &[11], Some(Gelu::Exact)),
+        ] {
             let built = rig((members, 4), Rows::Tokens, (k, widths), DROPPED, act);
             worst = worst.max(built.finite_differences(|_, _| true));
         }
@@ -169,10 +181,10 @@ fn cpu_agrees_with_dropout() {
     for (members, longest, k) in cases {
         let widths = [13, 17, 1];
         let rows = Rows::Tokens;
-        rig((members, longest), rows, (k, &widths), DROPPED, false).cpu_agrees("linear");
+        rig((members, longest), rows, (k, &widths), DROPPED, None).cpu_agrees("linear");
     }
     let long = (&[(40, true), (1, false)][..], 19);
-    let built = rig(long, Rows::Tokens, (67, &[31]), DROPPED, true);
+    let built = rig(long, Rows::Tokens, (67, &[31]), DROPPED, Some(Gelu::Exact));
     assert!(built.batch().members[0].tokens.len() > 2 * 256);
     built.cpu_agrees("linear");
 }

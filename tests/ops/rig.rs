@@ -128,7 +128,8 @@ impl Rig {
         self.given(name, shape, true_len, std)
     }
 
-    fn given(&mut self, name: &str, shape: Vec<Dim>, true_len: usize, std: f32) -> ValueId {
+    /// What another op would compute, of which no gradient is wanted.
+    pub fn given(&mut self, name: &str, shape: Vec<Dim>, true_len: usize, std: f32) -> ValueId {
         let id = self.graph.value(name, shape, Role::Frozen);
         let mut data = Stream::named(5, name).normal(true_len, std);
         data.resize(self.graph.get(id).elements(&self.batch.bucket()), f32::NAN);

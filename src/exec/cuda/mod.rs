@@ -31,7 +31,11 @@ use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
 use crate::ops::Op;
+use crate::ops::attention::Mask;
+use crate::ops::gelu::Gelu;
+use crate::ops::pool::Pooling;
 use crate::tensor::Dtype;
+use crate::text::pack::Rows;
 
 /// Runs a graph on a device.
 pub struct CudaExecutor {
@@ -386,6 +390,9 @@ fn replayed(
 fn check_graph(graph: &Graph) -> Result<()> {
     let refuse = |what: String| bad_input!("device: {what}; use --device cpu, which takes any");
     for op in &graph.nodes {
+        if is_for_the_cpu(op) {
+            return Err(refuse("has no kernels yet for CLIP's towers".into()));
+        }
         match op {
             Op::Attention(op) => {
                 let size = graph.channels(op.out) / op.heads.max(1);
@@ -415,6 +422,19 @@ fn check_graph(graph: &Graph) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What only vision towers and CLIP's text tower have.
+fn is_for_the_cpu(op: &Op) -> bool {
+    match op {
+        Op::VisionEmbedding(_) => true,
+        Op::Embedding(op) => op.sum.is_some() || op.tables.token_type.is_none(),
+        Op::Attention(op) => op.mask != Mask::All,
+        Op::Linear(op) => op.act.is_some_and(|(kind, _)| kind != Gelu::Exact),
+        Op::LayerNorm(op) => op.resid.is_none() || op.rows != Rows::Tokens,
+        Op::Pool(op) => op.pooling != Pooling::Mean,
+        _ => false,
+    }
 }
 
 /// Copies rows into a tensor of the device.

@@ -173,6 +173,7 @@ impl Run<'_> {
                     b: self.at(op.b),
                 },
             ),
+            Op::VisionEmbedding(_) => unreachable!("refused when it was bound"),
             // The optimiser's kernels measure what they spend.
             Op::GradNorm(_) => Ok(()),
             Op::AdamStep(op) => self.state.step(self.cx, self.at(op.norm)),
@@ -232,7 +233,10 @@ impl Run<'_> {
         embedding::Tables {
             word: self.half(tables.word),
             position: self.half(tables.position),
-            token_type: self.half(tables.token_type),
+            // A graph without is refused when it is bound.
+            token_type: tables
+                .token_type
+                .map_or_else(|| self.half(tables.word), |id| self.half(id)),
         }
     }
 
@@ -343,7 +347,8 @@ impl Run<'_> {
             z: self.at(op.z),
             stats: self.at(op.stats),
             inp: self.at(op.inp),
-            resid: self.at(op.resid),
+            // A graph without is refused when it is bound.
+            resid: self.at(op.resid.unwrap_or(op.inp)),
             weight: self.vector(op.weight),
             bias: self.vector(op.bias),
             eps: op.eps,
@@ -385,7 +390,7 @@ impl Run<'_> {
         let forward = linear::Forward {
             rows: op.rows,
             out: self.at(op.out),
-            act: op.act.map(|id| self.at(id)),
+            act: op.act.map(|(_, id)| self.at(id)),
             inp,
             parts: &self.parts(&op.parts),
             tile: linear::Tile::of(inp.rows),

@@ -259,7 +259,8 @@ fn shapes(graph: &Graph) -> Vec<Trainable> {
                 }
             }
             Op::Embedding(op) => {
-                let tables = [op.tables.word, op.tables.position, op.tables.token_type];
+                let tables = [op.tables.word, op.tables.position];
+                let tables = tables.into_iter().chain(op.tables.token_type);
                 halves.extend(tables.map(|id| (id, (1, false))));
             }
             _ => {}

@@ -1,17 +1,17 @@
 //! Linear layers with bias, GELU and LoRA, several side by side.
 //!
 //! For each part `p`: `out[:, p] = inp W_p^T + b_p + scale (inp A_p^T) B_p^T`; with `act`, also
-//! `act = gelu(out)`. Query, key and value are three parts of one op, so the input is read once.
+//! `act = gelu(out)`, exact or quick. Query, key and value are three parts of one op, so the input is read once.
 //! LoRA: Hu et al., "LoRA: low-rank adaptation of large language models" (2021); with dropout, the
 //! branch alone reads `drop(inp)`, which is never stored but made again where it is read.
 
 mod dropped;
 pub mod grad;
 
-use super::fast::gelu;
+use super::gelu::Gelu;
 use super::gemm::{Dest, Mat, Segment, Start, gemm};
 use super::philox::Dropout;
-use super::real::{self, Real};
+use super::real::Real;
 use super::{Node, member_slice, product_flops};
 use crate::exec::cpu::CpuMem;
 use crate::exec::reference::RefMem;
@@ -57,8 +57,8 @@ pub struct Linear {
     pub parts: Vec<Part>,
     /// (rows, sum of OC); what goes into the GELU, if there is one.
     pub out: ValueId,
-    /// (rows, sum of OC) `gelu(out)`.
-    pub act: Option<ValueId>,
+    /// (rows, sum of OC) `gelu(out)`, and which GELU.
+    pub act: Option<(Gelu, ValueId)>,
 }
 
 /// A linear layer as a model builder names it.
@@ -95,7 +95,7 @@ impl Linear {
         name: &str,
         (inp, rows): (ValueId, Rows),
         layers: &[Layer],
-        act: bool,
+        act: Option<Gelu>,
     ) -> ValueId {
         let row_dim = g.get(inp).shape[0];
         let mut parts = Vec::new();
@@ -130,7 +130,7 @@ impl Linear {
         }
         let shape = vec![row_dim, Dim::N(width)];
         let out = g.value(name, shape.clone(), Role::Temp);
-        let act = act.then(|| g.value(format!("{name}.gelu"), shape, Role::Temp));
+        let act = act.map(|kind| (kind, g.value(format!("{name}.gelu"), shape, Role::Temp)));
         g.nodes.push(
             Linear {
                 inp,
@@ -141,7 +141,7 @@ impl Linear {
             }
             .into(),
         );
-        act.unwrap_or(out)
+        act.map_or(out, |(_, act)| act)
     }
 }
 
@@ -184,17 +184,18 @@ impl Node for Linear {
 
     fn writes(&self) -> Vec<ValueId> {
         let mut ids = vec![self.out];
-        ids.extend(self.act);
+        ids.extend(self.act.map(|(_, act)| act));
         ids.extend(self.parts.iter().filter_map(|p| p.lora.map(|l| l.u)));
         ids
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
         let dout = match self.act {
-            Some(act) => {
+            Some((kind, act)) => {
                 let Some(dout) = bw.grad_of(act) else { return };
                 let dinp = bw.like(self.out);
                 bw.push(super::gelu::GeluGrad {
+                    kind,
                     inp: self.out,
                     dout,
                     dinp,
@@ -311,8 +312,8 @@ impl Node for Linear {
                 mem.set(l.u, u);
             }
         }
-        if let Some(act) = self.act {
-            mem.set(act, out.iter().map(|x| real::gelu(*x).0).collect());
+        if let Some((kind, act)) = self.act {
+            mem.set(act, out.iter().map(|x| kind.reference(*x).0).collect());
         }
         mem.set(self.out, out);
     }
@@ -321,13 +322,14 @@ impl Node for Linear {
         let (k, width) = (mem.channels(self.inp), mem.channels(self.out));
         let batch = mem.batch;
         let cols = columns(mem.graph, &self.parts);
+        let (kind, act_id) = self.act.unzip();
         for (p, at) in self.parts.iter().zip(&cols) {
             let branch = p.lora.map(|l| forward_branch(mem, self, &l, at.len));
             let per_weight = mem.per_member(p.weight);
             let per_bias = p.bias.is_some_and(|b| mem.per_member(b));
             let u_id = p.lora.map(|l| l.u);
             let reads = [Some(self.inp), Some(p.weight), p.bias, u_id];
-            let (r, mut w) = mem.bind(&reads, &[Some(self.out), self.act]);
+            let (r, mut w) = mem.bind(&reads, &[Some(self.out), act_id]);
             let (inp, weight, bias, u) = (r[0], r[1], r[2], r[3]);
             let [out, act] = &mut w[..] else { return };
             for (rows, g) in row_groups(batch, self.rows, per_weight) {
@@ -346,7 +348,7 @@ impl Node for Linear {
                     data: &mut out[first..],
                     ld: width,
                 };
-                let second = self.act.map(|_| Dest {
+                let second = kind.map(|_| Dest {
                     data: &mut act[first..],
                     ld: width,
                 });
@@ -370,7 +372,9 @@ impl Node for Linear {
                         if let Some(b) = &branch {
                             b.add(run, u, (row, col), g);
                         }
-                        act.iter_mut().zip(&*run).for_each(|(y, x)| *y = gelu(*x));
+                        if let Some(kind) = kind {
+                            kind.apply(act, run);
+                        }
                     },
                 );
             }
