@@ -7,6 +7,7 @@
 
 pub mod batches;
 pub mod captions;
+pub mod feature_file;
 pub mod features;
 mod jsonl;
 mod multi30k;

@@ -251,8 +251,9 @@ fn file_in_folder(folder: &Path) -> Result<PathBuf> {
     ))
 }
 
+/// Maps a whole file, which must not be empty.
 #[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<Mmap> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(Error::read(path))?;
     if file.metadata().map_err(Error::read(path))?.len() == 0 {
         return Err(bad_input!(

@@ -64,7 +64,7 @@ fn target(from: Dtype, to: Option<Dtype>) -> Dtype {
 }
 
 /// The values as `to`; the error is the index of a finite value that became infinite.
-fn cast(view: TensorView<'_>, to: Dtype) -> std::result::Result<Cow<'_, [u8]>, usize> {
+pub(crate) fn cast(view: TensorView<'_>, to: Dtype) -> std::result::Result<Cow<'_, [u8]>, usize> {
     if view.dtype == to {
         return Ok(Cow::Borrowed(view.bytes));
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::data::features;
+use crate::data::feature_file;
 use crate::error::Result;
 use crate::tensor::Dtype;
 use crate::weights::checkpoint::Checkpoint;
@@ -147,7 +147,7 @@ pub fn scan(ckpt: &Checkpoint) -> Vec<NonFinite> {
 }
 
 fn kind(ckpt: &Checkpoint) -> Kind {
-    if ckpt.get(features::TENSOR).is_some() {
+    if ckpt.get(feature_file::TENSOR).is_some() {
         return Kind::Features;
     }
     let is_adapter = |name: &str| ADAPTER_PARTS.iter().any(|part| name.contains(part));
@@ -209,7 +209,7 @@ mod tests {
             &[1.0],
         );
         assert_eq!(inspect(dir.path()).unwrap().kind, Kind::Adapter);
-        write(&path, features::TENSOR, &[1.0]);
+        write(&path, feature_file::TENSOR, &[1.0]);
         assert_eq!(inspect(&path).unwrap().kind, Kind::Features);
     }
 
