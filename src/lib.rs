@@ -15,6 +15,7 @@ pub mod error;
 pub mod eval;
 pub mod exec;
 pub mod graph;
+pub mod html;
 pub mod model;
 pub mod ops;
 pub mod profile;

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::captions::Language;
 use super::report::{DemoReport, Scores};
 use crate::error::{Error, Result};
+use crate::html::{STYLE as BASE, data_uri, escape};
 use crate::weights::write::write_atomic;
 
 /// A picture with its captions.
@@ -50,7 +51,7 @@ fn page(report: &DemoReport, pictures: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>crosstune demo</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
+         <title>crosstune demo</title>\n<style>{BASE}{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <header><p class=\"kicker\">crosstune demo &middot; seed {}</p>\n<h1>{headline}</h1>\n\
          <p class=\"lead\">A small multilingual text tower learnt to describe pictures, English \
          first and the other languages from uneven translations. It was then frozen, and the \
@@ -220,20 +221,15 @@ fn figure(html: &mut String, sample: &Sample, png: &[u8]) {
     let _ = writeln!(
         html,
         "<figure><img width=\"128\" height=\"128\" alt=\"{}\" \
-         src=\"data:image/png;base64,{}\"><figcaption>",
+         src=\"{}\"><figcaption>",
         escape(alt),
-        base64(png)
+        data_uri("image/png", png)
     );
     for (language, text) in &sample.captions {
         let code = language.code();
         let _ = writeln!(html, "<p lang=\"{code}\"><b>{code}</b>{}</p>", escape(text));
     }
     html.push_str("</figcaption></figure>\n");
-}
-
-fn escape(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// 12,345 for 12345.
@@ -249,38 +245,11 @@ fn thousands(n: usize) -> String {
     text
 }
 
-/// RFC 4648, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let sextet = (word >> (18 - 6 * i)) as usize & 63;
-            text.push(if i <= chunk.len() {
-                char::from(ALPHABET[sextet])
-            } else {
-                '='
-            });
-        }
-    }
-    text
-}
-
 const STYLE: &str = "
-:root { color-scheme: light dark; --paper: #fbfaf8; --ink: #1d1f23; --soft: #666b73;
-  --line: #e3e0da; --card: #ffffff; --before: #b9bec7; --baseline1: #5b8def; --routine1: #1f9d76; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e9e7e2; --soft: #9aa0a8;
-  --line: #2c3036; --card: #1c1f23; --before: #5a616b; --baseline1: #6f9bf2; --routine1: #35b98f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; }
-main { max-width: 780px; margin: 0 auto; padding: 48px 24px 64px; }
-.kicker { margin: 0; color: var(--soft); font-size: 14px; }
-h1 { margin: 4px 0 12px; font-size: 34px; line-height: 1.15; letter-spacing: -.02em; }
-h2 { margin: 40px 0 12px; font-size: 19px; }
-.lead { margin: 0; max-width: 62ch; }
+:root { --before: #b9bec7; --baseline1: #5b8def; --routine1: #1f9d76; }
+@media (prefers-color-scheme: dark) { :root { --before: #5a616b; --baseline1: #6f9bf2;
+  --routine1: #35b98f; } }
+main { max-width: 780px; }
 .note, .legend { color: var(--soft); font-size: 14px; }
 .legend span { margin-right: 20px; }
 .legend span::before { content: ''; display: inline-block; width: 10px; height: 10px;
@@ -309,7 +278,6 @@ figcaption b { margin-right: 7px; color: var(--soft); font-size: 11px; font-weig
   text-transform: uppercase; }
 dl { margin: 0; } dl div { display: flex; padding: 7px 0; border-bottom: 1px solid var(--line); }
 dt { flex: 0 0 110px; color: var(--soft); } dd { margin: 0; }
-footer { margin-top: 40px; color: var(--soft); font-size: 14px; }
 ";
 
 #[cfg(test)]
@@ -317,25 +285,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
-        let cases = [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ];
-        for (text, want) in cases {
-            assert_eq!(base64(text.as_bytes()), want);
-        }
-    }
-
-    #[test]
-    fn numbers_and_texts_are_readable_and_safe() {
+    fn numbers_are_readable() {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(escape("<a & \"b\">"), "&lt;a &amp; &quot;b&quot;&gt;");
     }
 }
