@@ -7,6 +7,7 @@ use std::io::Write;
 use common::world::{TRAIN, World};
 use crosstune::data::features::Features;
 use flate2::{Compression, write::GzEncoder};
+use half::f16;
 use serde_json::Value;
 
 const DATA: [&str; 2] = ["--jsonl=world.jsonl", "--features=features.safetensors"];
@@ -253,6 +254,15 @@ fn encode_makes_features_that_stand_in_for_images() {
     let features = Features::load(&w.path("n.safetensors")).expect("features");
     let length: f32 = features.row(1).iter().map(|x| x * x).sum();
     assert!((length - 1.0).abs() < 1e-5 && features.names.is_empty());
+
+    let half = [normal.as_slice(), &["--f16", "--force"]].concat();
+    w.run_with_stdin(half, b"a red circle\r\n a blue square \n")
+        .ok();
+    let halves = Features::load(&w.path("n.safetensors")).expect("features");
+    let rounded = |x: &f32| f16::from_f32(*x).to_f32();
+    let rounded: Vec<f32> = features.values.iter().map(rounded).collect();
+    assert_eq!(halves.values, rounded);
+    assert_ne!(halves.values, features.values);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::profile::Phase;
+use crosstune::tensor::Dtype;
 use crosstune::weights::hub;
 use serde_json::json;
 
@@ -46,6 +47,9 @@ pub struct Args {
     /// The feature file: tensor image_features (N, E), f32, names in the metadata.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write f16: half the size, three digits.
+    #[arg(long)]
+    f16: bool,
     /// One language a line: with --adapter LANG=FILE, each text's own adapter.
     #[arg(long, value_name = "FILE")]
     langs: Option<PathBuf>,
@@ -137,7 +141,8 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     }
     {
         let _phase = engine.phase(Phase::Save);
-        features.save(&out)?;
+        let dtype = if args.f16 { Dtype::F16 } else { Dtype::F32 };
+        features.save_as(&out, dtype)?;
     }
     let tokens: usize = ids.iter().map(Vec::len).sum();
     let report = json!({
