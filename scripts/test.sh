@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test of the project. What the tests need and cargo does not bring is installed first:
-# nvcc into .cuda/ (no GPU is needed), and, with the research data beside the checkout (../shared), a
-# real checkpoint into target/, made from hash-checked Python packages. Without that data, the tests
+# nvcc into .cuda/ (no GPU is needed), and, with the research data beside the checkout (../shared),
+# real checkpoints into target/, made from hash-checked Python packages. Without that data, the tests
 # that want it say that they were skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,20 +10,27 @@ shared="${CROSSTUNE_SHARED:-../shared}"
 export CROSSTUNE_CHECKPOINTS="${CROSSTUNE_CHECKPOINTS:-$PWD/target/checkpoints}"
 
 make_checkpoint() {
-    local site="$PWD/target/python"
-    if [ ! -d "$site/safetensors" ]; then
+    local site="$PWD/target/python" failed=0
+    if [ ! -d "$site/onnx" ]; then
         # --target needs neither a virtual environment nor write access to Python's own folders.
-        python3 -m pip install --quiet --disable-pip-version-check --target "$site" \
-            numpy==2.2.6 safetensors==0.5.3
+        python3 -m pip install --quiet --disable-pip-version-check --upgrade --target "$site" \
+            numpy==2.2.6 safetensors==0.5.3 onnx==1.23.2
     fi
-    PYTHONPATH="$site" python3 "$shared/tools/make_checkpoints.py" --only e5 \
-        --out "$CROSSTUNE_CHECKPOINTS"
+    for what in e5 vit; do
+        PYTHONPATH="$site" python3 "$shared/tools/make_checkpoints.py" --only "$what" \
+            --out "$CROSSTUNE_CHECKPOINTS" || failed=1
+    done
+    return $failed
 }
 
-if [ -f "$CROSSTUNE_CHECKPOINTS/m-clip-e5-small/model.safetensors" ]; then
-    echo "using the checkpoint in $CROSSTUNE_CHECKPOINTS"
+made() {
+    [ -f "$CROSSTUNE_CHECKPOINTS/$1/model.safetensors" ]
+}
+
+if made m-clip-e5-small && made vit-s14; then
+    echo "using the checkpoints in $CROSSTUNE_CHECKPOINTS"
 elif [ -f "$shared/tools/make_checkpoints.py" ]; then
-    make_checkpoint || echo "WARNING: no real checkpoint could be made; its tests are skipped"
+    make_checkpoint || echo "WARNING: not every real checkpoint could be made; tests of the others are skipped"
 else
     echo "no $shared: tests on research data and real weights are skipped, each saying so"
 fi

@@ -4,6 +4,7 @@
 
 mod home;
 pub mod memory;
+pub mod vision;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -46,6 +47,18 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Where it computes; the CPU where not said otherwise.
     pub device: DeviceChoice,
+}
+
+/// A pool of so many threads, or one for each core.
+fn pool(threads: Option<usize>) -> Result<Arc<rayon::ThreadPool>> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or(cores);
+    if threads == 0 {
+        return Err(bad_input!("threads: found 0, expected at least 1"));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+    Ok(Arc::new(pool))
 }
 
 /// The thread that loads a tokenizer, and how long that took.
@@ -108,21 +121,13 @@ impl Engine {
             handle: Mutex::new(Some(handle)),
             ready: OnceLock::new(),
         };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = options.threads.unwrap_or(cores);
-        if threads == 0 {
-            return Err(bad_input!("threads: found 0, expected at least 1"));
-        }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
+        let pool = pool(options.threads)?;
         let (home, device) = home(options.device)?;
         Ok(Engine {
             model: TextModel::new(files),
             tokenizer,
-            pool: Arc::new(pool),
-            threads,
+            threads: pool.current_num_threads(),
+            pool,
             home,
             device,
             profiler: None,

@@ -130,6 +130,8 @@ pub enum FrozenTensor {
         checkpoint: Arc<Checkpoint>,
         /// Its name there.
         name: String,
+        /// The elements of it that count; all where not set.
+        part: Option<Range<usize>>,
     },
     /// Converted from another type, or made here.
     Owned(Arc<Vec<f32>>),
@@ -150,7 +152,15 @@ impl Frozen {
     /// The elements of a weight, if it is bound.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
         match self.tensors.get(name)? {
-            FrozenTensor::Mapped { checkpoint, name } => checkpoint.get(name)?.as_f32(),
+            FrozenTensor::Mapped {
+                checkpoint,
+                name,
+                part,
+            } => {
+                let all = checkpoint.get(name)?.as_f32()?;
+                part.as_ref()
+                    .map_or(Some(all), |part| all.get(part.clone()))
+            }
             FrozenTensor::Owned(values) => Some(values),
         }
     }

@@ -1,3 +1,4 @@
 //! Models: plain functions that push nodes.
 
 pub mod text;
+pub mod vision;

@@ -245,7 +245,12 @@ impl TextModel {
             let tensor = self.weights.tensor(&name)?;
             if tensor.as_f32().is_some() {
                 let checkpoint = self.weights.clone();
-                frozen.insert(value, FrozenTensor::Mapped { checkpoint, name });
+                let whole = FrozenTensor::Mapped {
+                    checkpoint,
+                    name,
+                    part: None,
+                };
+                frozen.insert(value, whole);
             } else {
                 let copy = Arc::new(tensor.to_f32());
                 self.weights.page_advise_release(&name);

@@ -1,0 +1,313 @@
+//! The names that a vision tower's tensors have in published files.
+
+use std::collections::HashSet;
+
+use super::{Sizes, VisionConfig, dims, grid_of};
+use crate::bad_input;
+use crate::error::Result;
+use crate::model::vision::names;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::stored::{How, Place};
+
+/// Whose names they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Hugging Face's CLIP: `vision_model.encoder.layers.0.self_attn.q_proj.weight`.
+    HuggingFace,
+    /// OpenAI's CLIP and OpenCLIP: `visual.transformer.resblocks.0.attn.in_proj_weight`.
+    OpenAi,
+    /// Hugging Face's DINOv2: `encoder.layer.0.attention.attention.query.weight`.
+    Dino,
+}
+
+/// The three linear layers of attention side by side, in the order of OpenAI's fused tensor.
+const QKV: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+
+impl Layout {
+    /// Recognises a checkpoint by its patches' embedding.
+    pub(super) fn of(weights: &Checkpoint) -> Result<Layout> {
+        let all = [Layout::HuggingFace, Layout::OpenAi, Layout::Dino];
+        let known = all.into_iter().find(|l| weights.get(l.patch()).is_some());
+        known.ok_or_else(|| {
+            let first: Vec<_> = weights.names().take(3).collect();
+            bad_input!(
+                "{}: is no vision tower: it has none of {}; its names begin with {}",
+                weights.path().display(),
+                all.map(Layout::patch).join(", "),
+                first.join(", ")
+            )
+        })
+    }
+
+    fn patch(self) -> &'static str {
+        match self {
+            Layout::HuggingFace => "vision_model.embeddings.patch_embedding.weight",
+            Layout::OpenAi => "visual.conv1.weight",
+            Layout::Dino => "embeddings.patch_embeddings.projection.weight",
+        }
+    }
+
+    /// What stands in front of a block's number.
+    fn blocks(self) -> &'static str {
+        match self {
+            Layout::HuggingFace => "vision_model.encoder.layers.",
+            Layout::OpenAi => "visual.transformer.resblocks.",
+            Layout::Dino => "encoder.layer.",
+        }
+    }
+
+    fn up(self) -> &'static str {
+        match self {
+            Layout::OpenAi => "mlp.c_fc",
+            Layout::HuggingFace | Layout::Dino => "mlp.fc1",
+        }
+    }
+
+    fn position(self) -> &'static str {
+        match self {
+            Layout::HuggingFace => "vision_model.embeddings.position_embedding.weight",
+            Layout::OpenAi => "visual.positional_embedding",
+            Layout::Dino => "embeddings.position_embeddings",
+        }
+    }
+
+    /// DINOv2's table for pictures of that side, which lies beside the one it was trained with.
+    fn table(self, weights: &Checkpoint, side: Option<usize>) -> String {
+        let own = side.map(|side| format!("{}_{side}", self.position()));
+        own.filter(|own| self == Layout::Dino && weights.get(own).is_some())
+            .unwrap_or_else(|| self.position().into())
+    }
+
+    /// What the tensors say.
+    pub(super) fn sizes(self, weights: &Checkpoint, side: Option<usize>) -> Result<Sizes> {
+        let [hidden, channels, patch, width] = dims(weights, self.patch())?;
+        if channels != 3 || patch != width {
+            return Err(bad_input!(
+                "{}: {} has patches of {patch} x {width} in {channels} channels, expected squares in 3",
+                weights.path().display(),
+                self.patch()
+            ));
+        }
+        let table = self.table(weights, side);
+        let rows = match self {
+            Layout::Dino => dims::<3>(weights, &table)?[1],
+            _ => dims::<2>(weights, &table)?[0],
+        };
+        let grid = grid_of(weights, &table, rows)?;
+        if let Some(side) = side.filter(|side| *side != grid * patch) {
+            return Err(bad_input!(
+                "{}: {table} is for pictures of {} x {}, but its preprocessing makes {side} x {side}; \
+                 tables are not resampled here: add one called {}_{side}",
+                weights.path().display(),
+                grid * patch,
+                grid * patch,
+                Layout::Dino.position(),
+            ));
+        }
+        let projection = match self {
+            Layout::HuggingFace if weights.get(names::PROJECTION).is_some() => {
+                Some(dims::<2>(weights, names::PROJECTION)?[0])
+            }
+            Layout::OpenAi if weights.get("visual.proj").is_some() => {
+                Some(dims::<2>(weights, "visual.proj")?[1])
+            }
+            _ => None,
+        };
+        let up = format!("{}0.{}.weight", self.blocks(), self.up());
+        Ok(Sizes {
+            hidden,
+            layers: self.count_layers(weights)?,
+            ffn: dims::<2>(weights, &up)?[0],
+            patch,
+            grid,
+            projection,
+        })
+    }
+
+    /// One more than the highest block; a gap shows as a missing tensor.
+    fn count_layers(self, weights: &Checkpoint) -> Result<usize> {
+        let number = |name: &str| {
+            let rest = name.strip_prefix(self.blocks())?;
+            rest.split('.').next()?.parse::<usize>().ok()
+        };
+        let highest = weights.names().filter_map(number).max();
+        // A block has at least 12 tensors: a number beyond their count is damage, not a deep tower.
+        match highest {
+            Some(highest) if highest < weights.len() => Ok(highest + 1),
+            _ => Err(bad_input!(
+                "{}: has no blocks; expected tensors called {}0.{}.weight and so on",
+                weights.path().display(),
+                self.blocks(),
+                self.up()
+            )),
+        }
+    }
+
+    /// Where each value of the tower lies.
+    pub(super) fn places(self, c: &VisionConfig, weights: &Checkpoint) -> Vec<Place> {
+        let mut out = Vec::new();
+        let mut whole = |value: &str, tensor: &str, shape: &[usize]| {
+            out.push(Place::whole(value, tensor, shape));
+        };
+        whole(names::PATCH, self.patch(), &[c.hidden, 3, c.patch, c.patch]);
+        let table = self.table(weights, Some(c.image_size()));
+        let (class, class_dims, table_dims) = match self {
+            Layout::HuggingFace => (names::CLASS, vec![c.hidden], vec![c.tokens(), c.hidden]),
+            Layout::OpenAi => (
+                "visual.class_embedding",
+                vec![c.hidden],
+                vec![c.tokens(), c.hidden],
+            ),
+            Layout::Dino => (
+                "embeddings.cls_token",
+                vec![1, 1, c.hidden],
+                vec![1, c.tokens(), c.hidden],
+            ),
+        };
+        whole(names::CLASS, class, &class_dims);
+        whole(names::POSITION, &table, &table_dims);
+        if c.patch_bias {
+            let bias = "embeddings.patch_embeddings.projection.bias";
+            whole(names::PATCH_BIAS, bias, &[c.hidden]);
+        }
+        let mut norm = |value: &str, module: &str| {
+            for part in ["weight", "bias"] {
+                let (value, tensor) = (format!("{value}.{part}"), format!("{module}.{part}"));
+                whole(&value, &tensor, &[c.hidden]);
+            }
+        };
+        if c.pre_norm {
+            norm(
+                names::PRE_NORM,
+                match self {
+                    Layout::OpenAi => "visual.ln_pre",
+                    _ => names::PRE_NORM,
+                },
+            );
+        }
+        norm(
+            names::POST_NORM,
+            match self {
+                Layout::HuggingFace => names::POST_NORM,
+                Layout::OpenAi => "visual.ln_post",
+                Layout::Dino => "layernorm",
+            },
+        );
+        for layer in 0..c.layers {
+            self.block(c, layer, &mut out);
+        }
+        if c.projection {
+            out.push(match self {
+                Layout::OpenAi => Place {
+                    value: names::PROJECTION.into(),
+                    tensor: "visual.proj".into(),
+                    shape: vec![c.hidden, c.embed_dim],
+                    how: How::Transposed,
+                },
+                _ => Place::whole(
+                    names::PROJECTION,
+                    names::PROJECTION,
+                    &[c.embed_dim, c.hidden],
+                ),
+            });
+        }
+        out
+    }
+
+    fn block(self, c: &VisionConfig, layer: usize, out: &mut Vec<Place>) {
+        let (from, to) = (format!("{}{layer}", self.blocks()), names::block(layer));
+        let [norm1, norm2, dense, up, down] = match self {
+            Layout::HuggingFace => [
+                "layer_norm1",
+                "layer_norm2",
+                "self_attn.out_proj",
+                "mlp.fc1",
+                "mlp.fc2",
+            ],
+            Layout::OpenAi => ["ln_1", "ln_2", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"],
+            Layout::Dino => [
+                "norm1",
+                "norm2",
+                "attention.output.dense",
+                "mlp.fc1",
+                "mlp.fc2",
+            ],
+        };
+        let mut linear = |value: &str, module: &str, dims: &[usize], scale: Option<&str>| {
+            for part in ["weight", "bias"] {
+                let shape = if part == "weight" { dims } else { &dims[..1] };
+                let value = format!("{to}.{value}.{part}");
+                let place = Place::whole(value, format!("{from}.{module}.{part}"), shape);
+                let how = scale.map_or(How::Whole, |s| How::Scaled(format!("{from}.{s}.lambda1")));
+                out.push(Place { how, ..place });
+            }
+        };
+        let (hidden, ffn) = (c.hidden, c.ffn);
+        // A scale of what a sub-layer gives is one of its last linear layer's rows.
+        let scale = |name: &'static str| (self == Layout::Dino).then_some(name);
+        linear("layer_norm1", norm1, &[hidden], None);
+        linear("layer_norm2", norm2, &[hidden], None);
+        linear(
+            "self_attn.out_proj",
+            dense,
+            &[hidden, hidden],
+            scale("layer_scale1"),
+        );
+        linear("mlp.fc1", up, &[ffn, hidden], None);
+        linear("mlp.fc2", down, &[hidden, ffn], scale("layer_scale2"));
+        match self {
+            Layout::OpenAi => {
+                for (i, which) in QKV.into_iter().enumerate() {
+                    let rows = i * hidden..(i + 1) * hidden;
+                    let fused = [
+                        ("weight", vec![3 * hidden, hidden]),
+                        ("bias", vec![3 * hidden]),
+                    ];
+                    out.extend(fused.map(|(part, shape)| Place {
+                        value: format!("{to}.self_attn.{which}.{part}"),
+                        tensor: format!("{from}.attn.in_proj_{part}"),
+                        shape,
+                        how: How::Rows(rows.clone()),
+                    }));
+                }
+            }
+            _ => {
+                let dino = ["query", "key", "value"].map(|w| format!("attention.attention.{w}"));
+                for (which, dino) in QKV.into_iter().zip(dino) {
+                    let own = format!("self_attn.{which}");
+                    let module = if self == Layout::Dino { &dino } else { &own };
+                    linear(&own, module, &[hidden, hidden], None);
+                }
+            }
+        }
+    }
+
+    /// A tensor inside the tower that is not computed with would make a silently different one.
+    pub(super) fn check_unknown(self, weights: &Checkpoint, c: &VisionConfig) -> Result<()> {
+        let mut known = HashSet::new();
+        for place in self.places(c, weights) {
+            if let How::Scaled(by) = place.how {
+                known.insert(by);
+            }
+            known.insert(place.tensor);
+        }
+        let ours = |name: &&str| match self {
+            Layout::HuggingFace => name.starts_with("vision_model."),
+            Layout::OpenAi => name.starts_with("visual."),
+            Layout::Dino => true,
+        };
+        let buffer = |name: &str| {
+            name.ends_with("position_ids")
+                || name == "embeddings.mask_token"
+                || name.starts_with("embeddings.position_embeddings")
+        };
+        let mut all = weights.names().filter(ours);
+        match all.find(|name| !known.contains(*name) && !buffer(name)) {
+            None => Ok(()),
+            Some(name) => Err(bad_input!(
+                "{}: has the tensor {name}, which is no part of a vision tower that is known here",
+                weights.path().display()
+            )),
+        }
+    }
+}

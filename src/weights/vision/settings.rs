@@ -1,0 +1,252 @@
+//! What a vision tower's settings say that its tensors do not: heads, activation, eps.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::layout::Layout;
+use super::{Sizes, VisionConfig};
+use crate::bad_input;
+use crate::error::{Error, Result};
+use crate::ops::gelu::Gelu;
+use crate::weights::checkpoint::Checkpoint;
+
+/// The file of a folder of Hugging Face's.
+const CONFIG: &str = "config.json";
+/// That of OpenCLIP's.
+const OPEN_CLIP: &str = "open_clip_config.json";
+
+/// Heads, activation and eps, and the sizes that were said with them.
+pub(super) struct Settings {
+    /// Who says so; the checkpoint where nothing else does.
+    file: Option<PathBuf>,
+    layout: Layout,
+    heads: Heads,
+    gelu: Gelu,
+    layer_norm_eps: f32,
+    /// Field, value.
+    stated: Vec<(&'static str, u64)>,
+}
+
+enum Heads {
+    /// So many.
+    Are(u64),
+    /// As many as there are of so many channels.
+    Of(u64),
+}
+
+impl Settings {
+    /// Reads the settings beside a checkpoint. OpenAI published none: its towers have heads of 64
+    /// channels, the quick GELU, and an eps of 1e-5.
+    pub(super) fn read(path: &Path, layout: Layout) -> Result<Settings> {
+        let beside = |name: &str| {
+            path.is_dir()
+                .then(|| path.join(name))
+                .filter(|p| p.is_file())
+        };
+        match layout {
+            Layout::OpenAi => match beside(OPEN_CLIP) {
+                Some(file) => open_clip(file),
+                None => Ok(Settings {
+                    file: None,
+                    layout,
+                    heads: Heads::Of(64),
+                    gelu: Gelu::Quick,
+                    layer_norm_eps: 1e-5,
+                    stated: vec![],
+                }),
+            },
+            Layout::HuggingFace | Layout::Dino => match beside(CONFIG) {
+                Some(file) => hugging_face(file, layout),
+                None => Err(Error::Read {
+                    path: path.join(CONFIG),
+                    source: std::io::Error::new(
+                        std::io::ErrorKind::NotFound,
+                        "no such file; copy the config.json that was published with the tower here",
+                    ),
+                }),
+            },
+        }
+    }
+
+    /// Joins settings and tensors.
+    pub(super) fn join(&self, s: Sizes, weights: &Checkpoint) -> Result<VisionConfig> {
+        let file = self.file.as_deref().unwrap_or(weights.path()).display();
+        for (field, value) in &self.stated {
+            let found = match *field {
+                "hidden_size" | "width" => s.hidden,
+                "num_hidden_layers" | "layers" => s.layers,
+                "intermediate_size" => s.ffn,
+                "patch_size" => s.patch,
+                "projection_dim" | "embed_dim" => match s.projection {
+                    Some(projection) => projection,
+                    None => continue,
+                },
+                // DINOv2's is that of its first table.
+                _ if self.layout == Layout::Dino => continue,
+                _ => s.grid * s.patch,
+            };
+            if *value != found as u64 {
+                return Err(bad_input!(
+                    "{file}: {field} is {value}, but the tensors say {found}; the files belong to \
+                     different models"
+                ));
+            }
+        }
+        let heads = match self.heads {
+            Heads::Are(n) => n,
+            Heads::Of(channels) => s.hidden as u64 / channels.max(1),
+        } as usize;
+        if heads == 0 || !s.hidden.is_multiple_of(heads) {
+            return Err(bad_input!(
+                "{file}: found {heads} attention heads, expected a divisor of the width {}",
+                s.hidden
+            ));
+        }
+        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
+            return Err(bad_input!(
+                "{file}: layer_norm_eps is {}, expected a small positive number such as 1e-5",
+                self.layer_norm_eps
+            ));
+        }
+        Ok(VisionConfig {
+            hidden: s.hidden,
+            layers: s.layers,
+            heads,
+            ffn: s.ffn,
+            patch: s.patch,
+            grid: s.grid,
+            embed_dim: s.projection.unwrap_or(s.hidden),
+            gelu: self.gelu,
+            layer_norm_eps: self.layer_norm_eps,
+            patch_bias: self.layout == Layout::Dino,
+            pre_norm: self.layout != Layout::Dino,
+            projection: s.projection.is_some(),
+        })
+    }
+}
+
+fn read_json(file: &Path) -> Result<Value> {
+    let text = fs::read_to_string(file).map_err(Error::read(file))?;
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|e| bad_input!("{}: is not valid JSON: {e}", file.display()))?;
+    match value {
+        Value::Object(_) => Ok(value),
+        _ => Err(bad_input!(
+            "{}: expected a JSON object of settings",
+            file.display()
+        )),
+    }
+}
+
+/// A field that must be a count where it is there.
+fn count(file: &Path, value: &Value, field: &str) -> Result<Option<u64>> {
+    match value.get(field).filter(|v| !v.is_null()) {
+        None => Ok(None),
+        Some(value) => value
+            .as_u64()
+            .map(Some)
+            .ok_or_else(|| bad_input!("{}: {field} is {value}, expected a count", file.display())),
+    }
+}
+
+fn stated(file: &Path, value: &Value, fields: &[&'static str]) -> Result<Vec<(&'static str, u64)>> {
+    let mut out = Vec::new();
+    for field in fields {
+        if let Some(n) = count(file, value, field)? {
+            out.push((*field, n));
+        }
+    }
+    Ok(out)
+}
+
+/// `CLIPConfig`'s part for pictures, `CLIPVisionConfig`, or `Dinov2Config`. What a file leaves out is as
+/// transformers has it: those of OpenAI's models leave out what is the default.
+fn hugging_face(file: PathBuf, layout: Layout) -> Result<Settings> {
+    let whole = read_json(&file)?;
+    let nested = whole.get("vision_config").filter(|v| v.is_object());
+    let value = nested.unwrap_or(&whole);
+    let at = file.display();
+    let act = value.get("hidden_act").and_then(Value::as_str);
+    let gelu = match (act, layout) {
+        (Some("quick_gelu"), _) | (None, Layout::HuggingFace) => Gelu::Quick,
+        (Some("gelu"), _) | (None, _) => Gelu::Exact,
+        (Some(other), _) => {
+            return Err(bad_input!(
+                "{at}: hidden_act is \"{other}\", expected \"gelu\" or \"quick_gelu\""
+            ));
+        }
+    };
+    if value.get("use_swiglu_ffn").and_then(Value::as_bool) == Some(true) {
+        return Err(bad_input!(
+            "{at}: use_swiglu_ffn is true; towers with SwiGLU are not supported"
+        ));
+    }
+    let default_eps = if layout == Layout::Dino { 1e-6 } else { 1e-5 };
+    let eps = match value.get("layer_norm_eps").filter(|v| !v.is_null()) {
+        None => default_eps,
+        Some(eps) => eps
+            .as_f64()
+            .ok_or_else(|| bad_input!("{at}: layer_norm_eps is {eps}, expected a number"))?,
+    };
+    let heads = count(&file, value, "num_attention_heads")?.unwrap_or(12);
+    let mut fields = vec![
+        "hidden_size",
+        "num_hidden_layers",
+        "patch_size",
+        "image_size",
+    ];
+    // What Dinov2Config calls so is no field of its own.
+    if layout == Layout::HuggingFace {
+        fields.extend(["intermediate_size", "projection_dim"]);
+    }
+    let stated = stated(&file, value, &fields)?;
+    Ok(Settings {
+        file: Some(file),
+        layout,
+        heads: Heads::Are(heads),
+        gelu,
+        layer_norm_eps: eps as f32,
+        stated,
+    })
+}
+
+/// OpenCLIP's settings: heads of 64 channels unless they say otherwise, the exact GELU unless it is the
+/// quick one.
+fn open_clip(file: PathBuf) -> Result<Settings> {
+    let whole = read_json(&file)?;
+    let model = whole.get("model_cfg").unwrap_or(&whole);
+    let Some(vision) = model.get("vision_cfg").filter(|v| v.is_object()) else {
+        return Err(bad_input!(
+            "{}: has no model_cfg.vision_cfg, expected the settings of a ViT",
+            file.display()
+        ));
+    };
+    for unknown in ["timm_model_name", "ls_init_value"] {
+        if vision.get(unknown).is_some_and(|v| !v.is_null()) {
+            return Err(bad_input!(
+                "{}: vision_cfg has {unknown}; such towers are not supported",
+                file.display()
+            ));
+        }
+    }
+    let quick = model.get("quick_gelu").and_then(Value::as_bool);
+    let mut all = stated(
+        &file,
+        vision,
+        &["width", "layers", "patch_size", "image_size"],
+    )?;
+    all.extend(stated(&file, model, &["embed_dim"])?);
+    Ok(Settings {
+        heads: Heads::Of(count(&file, vision, "head_width")?.unwrap_or(64)),
+        file: Some(file),
+        layout: Layout::OpenAi,
+        gelu: match quick {
+            Some(true) => Gelu::Quick,
+            _ => Gelu::Exact,
+        },
+        layer_norm_eps: 1e-5,
+        stated: all,
+    })
+}
