@@ -27,6 +27,12 @@ made() {
     [ -f "$CROSSTUNE_CHECKPOINTS/$1/model.safetensors" ]
 }
 
+# Decodes pictures for a comparison; the test that wants it says where it is not.
+if [ -d "$shared/data/images" ] && [ ! -d target/python/PIL ]; then
+    python3 -m pip install --quiet --disable-pip-version-check --target target/python pillow==13.0.0 ||
+        echo "WARNING: no Pillow could be installed"
+fi
+
 if made m-clip-e5-small && made vit-s14; then
     echo "using the checkpoints in $CROSSTUNE_CHECKPOINTS"
 elif [ -f "$shared/tools/make_checkpoints.py" ]; then

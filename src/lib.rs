@@ -16,6 +16,7 @@ pub mod eval;
 pub mod exec;
 pub mod graph;
 pub mod html;
+pub mod image;
 pub mod model;
 pub mod ops;
 pub mod profile;
