@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::ops::fast::widen;
 use crate::tensor::Dtype;
 
 /// Values converted or scanned by one task.
@@ -42,7 +43,7 @@ impl<'a> TensorView<'a> {
         let bytes = self.bytes;
         match self.dtype {
             Dtype::F32 => convert(bytes, |src: &[f32], out| out.copy_from_slice(src)),
-            Dtype::F16 => convert(bytes, |src: &[f16], out| src.convert_to_f32_slice(out)),
+            Dtype::F16 => convert(bytes, |src: &[f16], out| widen(out, src)),
             Dtype::Bf16 => convert(bytes, |src: &[bf16], out| src.convert_to_f32_slice(out)),
             Dtype::F64 => convert(bytes, |src: &[f64], out| each(src, out, |v| v as f32)),
             Dtype::I64 => convert(bytes, |src: &[i64], out| each(src, out, |v| v as f32)),
