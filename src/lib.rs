@@ -21,6 +21,7 @@ pub mod model;
 pub mod ops;
 pub mod profile;
 pub mod rng;
+pub mod search;
 pub mod sweep;
 pub mod tensor;
 pub mod text;

@@ -25,12 +25,17 @@ const NPY_MAGIC: &[u8] = b"\x93NUMPY";
 pub struct FeatureFile {
     path: PathBuf,
     names: Vec<String>,
-    map: Arc<Mmap>,
-    /// Where in the map the values lie.
-    range: Range<usize>,
+    values: Values,
     dtype: Dtype,
     /// (N, E)
     shape: [usize; 2],
+}
+
+#[derive(Debug)]
+enum Values {
+    /// A range of a map.
+    Mapped(Arc<Mmap>, Range<usize>),
+    Owned(Vec<f32>),
 }
 
 impl FeatureFile {
@@ -46,6 +51,23 @@ impl FeatureFile {
             true => open_npy(path),
             false => open_safetensors(path),
         }
+    }
+
+    /// Features that were made in memory, as their file would hold them; messages call it `path`.
+    ///
+    /// # Errors
+    /// As [`FeatureFile::open`].
+    pub fn in_memory(path: &Path, features: Features) -> Result<FeatureFile> {
+        let shape = [features.len(), features.dim];
+        check_layout(path, TENSOR, Dtype::F32, &shape)?;
+        check_names(path, &features.names, shape[0])?;
+        Ok(FeatureFile {
+            path: path.to_path_buf(),
+            names: features.names,
+            values: Values::Owned(features.values),
+            dtype: Dtype::F32,
+            shape,
+        })
     }
 
     /// The file.
@@ -73,7 +95,10 @@ impl FeatureFile {
         TensorView {
             dtype: self.dtype,
             shape: &self.shape,
-            bytes: &self.map[self.range.clone()],
+            bytes: match &self.values {
+                Values::Mapped(map, range) => &map[range.clone()],
+                Values::Owned(values) => bytemuck::cast_slice(values),
+            },
         }
     }
 
@@ -114,8 +139,7 @@ fn open_safetensors(path: &Path) -> Result<FeatureFile> {
     Ok(FeatureFile {
         path: ckpt.path().to_path_buf(),
         names,
-        map: ckpt.map().clone(),
-        range: ckpt.range(TENSOR).unwrap_or_default(),
+        values: Values::Mapped(ckpt.map().clone(), ckpt.range(TENSOR).unwrap_or_default()),
         dtype: view.dtype,
         shape,
     })
@@ -199,8 +223,7 @@ fn open_npy(path: &Path) -> Result<FeatureFile> {
     Ok(FeatureFile {
         path: path.to_path_buf(),
         names: Vec::new(),
-        map: Arc::new(map),
-        range,
+        values: Values::Mapped(Arc::new(map), range),
         dtype,
         shape: [n, dim],
     })

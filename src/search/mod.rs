@@ -1,0 +1,4 @@
+//! The rows of a feature file nearest to a query: every row is looked at, none is kept in memory.
+
+pub mod mapped;
+pub mod top;
