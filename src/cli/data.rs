@@ -1,14 +1,18 @@
 //! Options that name a data set, an image feature file and a split.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::features::Features;
-use crosstune::data::{JsonlFiles, Protocol, Shots, Source, Task};
+use crosstune::data::{self, JsonlFiles, Needs, Protocol, Shots, Source, Split, Task};
 use crosstune::error::Error;
 use serde::{Deserialize, Serialize};
+
+use super::Output;
+use super::images::VisionArgs;
 
 /// The data set.
 #[derive(clap::Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -44,6 +48,13 @@ pub struct DataArgs {
     /// Image features: .safetensors (tensor image_features, metadata names) or .npy in list order.
     #[arg(long, value_name = "FILE")]
     pub features: Option<PathBuf>,
+    /// Instead of --features: the folder of the pictures that the data set names, in it or where
+    /// COCO's and Flickr30K's conventions put them below it.
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub vision: VisionArgs,
     /// Items to train on: a number, `full`, or `zero`. XTD10 validates on as many and tests on the
     /// rest [default: 50].
     #[arg(long, value_name = "N|full|zero")]
@@ -130,11 +141,49 @@ impl DataArgs {
         })
     }
 
-    /// The image features and their file.
-    pub fn image_features(&self) -> Result<(Features, PathBuf)> {
-        let path = required(&self.features, "features", "FILE with image features")?;
-        Ok((Features::load(&path)?, path))
+    /// The image features, and the file or folder that they are from. Of a folder's pictures, those
+    /// that `names` gives are encoded.
+    pub fn image_features(
+        &self,
+        names: impl FnOnce() -> Result<Vec<String>>,
+        how: (Option<usize>, Output),
+    ) -> Result<(Features, PathBuf)> {
+        let Some(images) = &self.images else {
+            if self.vision.vision.is_some() {
+                return Err(bad_input!("vision: goes with --images DIR").into());
+            }
+            let what = "FILE with image features, or --images DIR and --vision DIR";
+            let path = required(&self.features, "features", what)?;
+            return Ok((Features::load(&path)?, path));
+        };
+        if self.features.is_some() {
+            return Err(bad_input!("images: goes without --features; drop one").into());
+        }
+        let features = self.vision.features(images, &names()?, how)?;
+        Ok((features, images.clone()))
     }
+
+    /// The images that runs in some languages need.
+    pub fn images_of(&self, languages: &[String]) -> Result<Vec<String>> {
+        let (source, protocol) = (self.source()?, self.protocol()?);
+        let needs = Needs {
+            train: &[],
+            eval: &[],
+        };
+        let mut splits = Vec::new();
+        for language in languages {
+            let loaded = data::load(&source, language, &protocol, needs)?;
+            splits.extend([loaded.train, loaded.validation, loaded.test]);
+        }
+        Ok(names_in(&splits))
+    }
+}
+
+/// The images of some splits, each once.
+pub fn names_in<'s>(splits: impl IntoIterator<Item = &'s Split>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let all = splits.into_iter().flat_map(|split| &split.images);
+    all.filter(|name| seen.insert(*name)).cloned().collect()
 }
 
 /// An option that has no default.

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::Output;
 use super::adapters::AdapterArgs;
-use super::data::{DataArgs, required};
+use super::data::{DataArgs, names_in, required};
 use super::term::{Progress, warn};
 
 /// Options of an evaluation.
@@ -83,7 +83,18 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         [all] if all == "all" => data::languages(&source)?,
         list => list.to_vec(),
     };
-    let (features, file) = args.data.image_features()?;
+    let mut splits = Vec::new();
+    let mut all_warnings = Vec::new();
+    for language in &languages {
+        let (split, warnings) = read(&args, &source, language, role)?;
+        for w in warnings {
+            warn(format_args!("{language}: {w}"));
+            all_warnings.push(format!("{language}: {w}"));
+        }
+        splits.push(split);
+    }
+    let how = (args.threads, output);
+    let (features, file) = args.data.image_features(|| Ok(names_in(&splits)), how)?;
     let adapters = args.adapters.load()?;
     let slots: Vec<usize> = languages
         .iter()
@@ -92,14 +103,8 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let mut set = adapters.bind(&engine)?;
     let mut progress = Progress::new(languages.len() as u64, output.quiet);
     let mut rows = Vec::new();
-    let mut all_warnings = Vec::new();
-    for (i, language) in languages.iter().enumerate() {
-        let (split, warnings) = read(&args, &source, language, role)?;
-        for w in warnings {
-            warn(format_args!("{language}: {w}"));
-            all_warnings.push(format!("{language}: {w}"));
-        }
-        let examples = Examples::new(&engine, &split, &features, &file)?;
+    for (i, (language, split)) in languages.iter().zip(&splits).enumerate() {
+        let examples = Examples::new(&engine, split, &features, &file)?;
         let which = vec![slots[i]; examples.len()];
         let texts = set.encode(&engine, examples.text(role)?, &which, &mut |_| {})?;
         let (images, n, dim) = (&examples.images, examples.len(), examples.dim);

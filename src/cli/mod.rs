@@ -8,6 +8,8 @@ mod doctor;
 mod encode;
 mod eval;
 mod export;
+mod features;
+mod images;
 mod import;
 mod inspect;
 mod kernels;
@@ -77,6 +79,8 @@ enum Command {
     Eval(Box<eval::Args>),
     /// Turn texts into features.
     Encode(encode::Args),
+    /// Turn pictures into features by a vision tower, each once.
+    Features(features::Args),
     /// Show what would be trained and what memory it takes.
     Plan(Box<plan::Args>),
     /// Show what is in a checkpoint, an adapter or a feature file.
@@ -108,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Sweep(args) => sweep::run(*args, output),
         Command::Eval(args) => eval::run(*args, output),
         Command::Encode(args) => encode::run(args, output),
+        Command::Features(args) => features::run(args, output),
         Command::Plan(args) => plan::run(*args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Convert(args) => convert::run(args, output),

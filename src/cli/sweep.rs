@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
-use crosstune::data::Shots;
+use crosstune::data::{self, Shots};
 use crosstune::device::DeviceChoice;
 use crosstune::engine::memory::gib;
 use crosstune::engine::{Engine, EngineOptions};
@@ -60,7 +60,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if let Some(device) = out.as_deref().and_then(|out| begun_on(out, &settings)) {
         settings.options.entry("device").or_insert(device);
     }
-    let inputs = open_inputs(&settings)?;
+    let inputs = open_inputs(&settings, output)?;
     settings
         .options
         .insert("device".into(), json!(inputs.engine.device()));
@@ -163,7 +163,7 @@ fn open_folder(out: &Path, settings: &Settings) -> Result<RunFolder> {
     RunFolder::open(out)
 }
 
-fn open_inputs(settings: &Settings) -> Result<Inputs> {
+fn open_inputs(settings: &Settings, output: Output) -> Result<Inputs> {
     let common = settings.common()?;
     let model = required(&common.model, "model", "DIR of an M-CLIP model")?;
     let source = common.data.source()?;
@@ -173,7 +173,6 @@ fn open_inputs(settings: &Settings) -> Result<Inputs> {
         device: common.recipe.device.unwrap_or(DeviceChoice::Auto),
     };
     let engine = Engine::open(&hub::resolve(&model)?, options)?;
-    let (features, file) = common.data.image_features()?;
     let protocol = common.data.protocol()?;
     let mut wanted: Vec<(String, Vec<Strategy>)> = Vec::new();
     for (point, language) in points
@@ -185,6 +184,13 @@ fn open_inputs(settings: &Settings) -> Result<Inputs> {
             None => wanted.push((language.clone(), vec![point.strategy])),
         }
     }
+    let names = || {
+        let english = data::languages(&source)?.into_iter().filter(|l| l == "en");
+        let languages = wanted.iter().map(|(l, _)| l.clone()).chain(english);
+        common.data.images_of(&languages.collect::<Vec<_>>())
+    };
+    let how = (common.recipe.threads, output);
+    let (features, file) = common.data.image_features(names, how)?;
     let reader = Reader {
         engine: &engine,
         source: &source,

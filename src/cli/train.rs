@@ -35,7 +35,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if folder.is_none() {
         RunFolder::check(&out)?;
     }
-    let inputs = Inputs::open(&args, &lang, strategy)?;
+    let inputs = Inputs::open(&args, &lang, strategy, output)?;
     inputs.warnings.iter().for_each(warn);
     let items = inputs.most_items();
     let config = args.member(|batch| items.div_ceil(batch))?;

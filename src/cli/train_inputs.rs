@@ -12,6 +12,7 @@ use crosstune::train::objective::Strategy;
 use crosstune::train::trainer::Member;
 use crosstune::weights::hub;
 
+use super::Output;
 use super::data::required;
 use super::train::Args;
 
@@ -29,7 +30,7 @@ pub struct Inputs {
 
 impl Inputs {
     /// Opens the model and reads the data.
-    pub fn open(args: &Args, lang: &str, strategy: Strategy) -> Result<Inputs> {
+    pub fn open(args: &Args, lang: &str, strategy: Strategy, output: Output) -> Result<Inputs> {
         let joint = args.recipe.joint.unwrap_or(false);
         let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
         let options = EngineOptions {
@@ -55,7 +56,10 @@ impl Inputs {
             )
             .into());
         }
-        let (features, file) = args.data.image_features()?;
+        let (features, file) = args.data.image_features(
+            || args.data.images_of(&names),
+            (args.recipe.threads, output),
+        )?;
         let reader = Reader {
             engine: &engine,
             source: &source,

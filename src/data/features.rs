@@ -73,6 +73,19 @@ impl Features {
     /// [`Error::Input`](crate::error::Error::Input) when names and rows do not match, for another
     /// type, and for a value that F16 cannot hold.
     pub fn save_as(&self, path: &Path, dtype: Dtype) -> Result<()> {
+        self.save_with(path, dtype, BTreeMap::new())
+    }
+
+    /// The same with more metadata than the names: where the features are from.
+    ///
+    /// # Errors
+    /// As [`Features::save_as`].
+    pub fn save_with(
+        &self,
+        path: &Path,
+        dtype: Dtype,
+        mut metadata: BTreeMap<String, String>,
+    ) -> Result<()> {
         check_names(path, &self.names, self.len())?;
         let file = path.display();
         if !matches!(dtype, Dtype::F32 | Dtype::F16) {
@@ -80,7 +93,6 @@ impl Features {
                 "{file}: features cannot be written as {dtype}, expected F32 or F16"
             ));
         }
-        let mut metadata = BTreeMap::new();
         if !self.names.is_empty() {
             let names = serde_json::Value::from(self.names.clone());
             metadata.insert(NAMES.to_string(), names.to_string());

@@ -1,7 +1,10 @@
 //! Pictures: from the bytes of a JPEG or PNG file to what a vision tower reads, as CLIP's own
 //! preprocessing by Pillow gives it.
 
+pub mod cache;
 pub mod decode;
+pub mod encode;
+pub mod list;
 pub mod preprocess;
 mod resize;
 
