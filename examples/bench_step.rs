@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use common::place::Place;
-use common::{Run, config};
+use common::{Run, config, vision_config};
 use crosstune::adapter::Adapter;
 use crosstune::error::Error;
 use crosstune::profile::report::Report;
@@ -24,16 +24,27 @@ use crosstune::profile::{Phase, Profiler};
 enum Task {
     Train,
     Encode,
+    Vit,
+}
+
+impl Task {
+    fn name(self) -> &'static str {
+        match self {
+            Task::Train => "train",
+            Task::Encode => "encode",
+            Task::Vit => "vit",
+        }
+    }
 }
 
 /// Times whole steps, on the CPU or on a device.
 #[derive(Parser)]
 struct Args {
     task: Task,
-    /// tiny, base or large.
+    /// tiny, base or large; of a vision tower vit-b32 or vit-l14.
     #[arg(long, default_value = "base")]
     size: String,
-    /// Items of a training step; captions of an encoding batch.
+    /// Items of a training step; captions of an encoding batch; pictures.
     #[arg(long, default_value_t = 32)]
     batch: usize,
     /// Captions to encode.
@@ -94,14 +105,6 @@ fn tower_seconds(report: &Report, runs: usize) -> [f64; 2] {
 
 fn main() {
     let args = Args::parse();
-    let Some(c) = config(&args.size) else {
-        eprintln!(
-            "size: found `{}`, expected one of {:?}",
-            args.size,
-            common::SIZES
-        );
-        std::process::exit(2);
-    };
     let Some(adapter) = adapter(&args.method) else {
         eprintln!("method: found `{}`; see --help", args.method);
         std::process::exit(2);
@@ -109,12 +112,18 @@ fn main() {
     let who = (&adapter, args.members.max(1));
     let home = Place::open();
     let place = (&home, args.threads);
+    let text = || config(&args.size).unwrap_or_else(|| unknown(&args.size, &common::SIZES));
     let mut run = match args.task {
-        Task::Train => Run::train_as(&c, who, args.batch, place, args.dropout),
-        Task::Encode => Run::encode(&c, args.captions, args.batch, place),
+        Task::Train => Run::train_as(&text(), who, args.batch, place, args.dropout),
+        Task::Encode => Run::encode(&text(), args.captions, args.batch, place),
+        Task::Vit => {
+            let vision = vision_config(&args.size);
+            let vision = vision.unwrap_or_else(|| unknown(&args.size, &common::VISION_SIZES));
+            Run::vit(&vision, args.batch, place)
+        }
     };
     let batches = match args.task {
-        Task::Train => 1,
+        Task::Train | Task::Vit => 1,
         Task::Encode => run.batches.len(),
     };
     for _ in 0..args.warmup {
@@ -133,7 +142,7 @@ fn main() {
             let all = profiler.report(home.describe(args.threads), || Err(Error::Cancelled));
             tower_seconds(&all, samples.len())
         }
-        Task::Encode => [f64::NAN; 2],
+        Task::Encode | Task::Vit => [f64::NAN; 2],
     };
     report((&args, &home), &run, &samples, tower);
     if let Some(folder) = &args.profile {
@@ -142,6 +151,11 @@ fn main() {
         profiler.save(&profile, folder).expect("written");
         eprint!("{}", profile.table());
     }
+}
+
+fn unknown(size: &str, sizes: &[&str]) -> ! {
+    eprintln!("size: found `{size}`, expected one of {sizes:?}");
+    std::process::exit(2);
 }
 
 fn sample(run: &mut Run, batches: usize) -> Sample {
@@ -183,7 +197,7 @@ fn report(
     let line = serde_json::json!({
         "device": home.name(),
         "profiled": args.profile.is_some(),
-        "task": if args.task == Task::Train { "train" } else { "encode" },
+        "task": args.task.name(),
         "size": args.size,
         "batch": args.batch,
         "threads": args.threads,

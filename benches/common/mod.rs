@@ -11,15 +11,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crosstune::adapter::{Adapter, initial};
+use crosstune::engine::vision::{self, VisionProgram};
 use crosstune::exec::state::TrainState;
 use crosstune::exec::{Executor, Frozen, FrozenTensor, LossWeights, MemberStep};
 use crosstune::graph::cost::{Cost, Counter, Work};
 use crosstune::graph::{Bucket, Graph, Role, ValueId};
 use crosstune::model::text::DropoutRates;
+use crosstune::ops::gelu::Gelu;
 use crosstune::ops::philox::Stream;
 use crosstune::text::pack::{Batch, MemberTexts, Text};
 use crosstune::train::program::{EncodeProgram, TrainProgram};
 use crosstune::weights::config::{Encoder, TextConfig};
+use crosstune::weights::vision::VisionConfig;
 use place::{Place, THREADS};
 use rayon::prelude::*;
 
@@ -48,6 +51,32 @@ pub fn config(size: &str) -> Option<TextConfig> {
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         embed_dim,
+    })
+}
+
+/// Vision towers by name: CLIP's.
+pub const VISION_SIZES: [&str; 2] = ["vit-b32", "vit-l14"];
+
+/// The vision tower of a name, for pictures of 224.
+pub fn vision_config(size: &str) -> Option<VisionConfig> {
+    let (layers, hidden, heads, patch, embed_dim) = match size {
+        "vit-b32" => (12, 768, 12, 32, 512),
+        "vit-l14" => (24, 1024, 16, 14, 768),
+        _ => return None,
+    };
+    Some(VisionConfig {
+        hidden,
+        layers,
+        heads,
+        ffn: 4 * hidden,
+        patch,
+        grid: 224 / patch,
+        embed_dim,
+        gelu: Gelu::Quick,
+        layer_norm_eps: 1e-5,
+        patch_bias: false,
+        pre_norm: true,
+        projection: true,
     })
 }
 
@@ -135,7 +164,9 @@ fn random_frozen(graph: &Graph) -> Frozen {
 }
 
 fn random_tensor(name: &str, n: usize) -> Vec<f32> {
-    if name.ends_with("LayerNorm.weight") {
+    let is_norm =
+        name.contains("LayerNorm") || name.contains("layer_norm") || name.contains("layernorm");
+    if is_norm && name.ends_with(".weight") {
         return vec![1.0; n];
     }
     Stream::named(1, name).uniform(n, 0.035)
@@ -223,6 +254,17 @@ impl Run {
                 partners: vec![],
             };
             Batch::pack(&[member], Adapter::default().layout(c), vec![])
+        });
+        Run::new(graph, batches.collect(), place, threads)
+    }
+
+    /// Encoding so many random pictures at a time, 8 batches.
+    pub fn vit(c: &VisionConfig, pictures: usize, (place, threads): (&Place, usize)) -> Run {
+        let graph = VisionProgram::new(c).graph;
+        let batches = (0..8).map(|b| {
+            let n = pictures * 3 * c.image_size() * c.image_size();
+            let pixels = Stream::named(b, "pixels").normal(n, 1.0);
+            vision::batch(c, pictures, vision::patches(c, &pixels))
         });
         Run::new(graph, batches.collect(), place, threads)
     }
