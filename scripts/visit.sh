@@ -289,6 +289,7 @@ kernels_of() {
     local name
     case "$1" in
         ZeroGrads | GradNorm) ;; # a fill, and what AdamStep's kernels measure
+        VisionEmbedding) ;;      # the CPU's alone
         AdamStep) echo "adam_partials_f32|adam_factors_f32|adam_step_f32" ;;
         Linear) echo "lora_project_f16|linear_forward_f16|linear_forward_small_f16" ;;
         InputGrad) echo "linear_backward_f16|linear_backward_small_f16" ;;
