@@ -15,10 +15,14 @@ use crate::exec::state::TrainState;
 use crate::tensor::Dtype;
 use crate::train::program::{EncodeProgram, TextModel};
 use crate::weights::checkpoint::{Checkpoint, shape_text};
+use crate::weights::text_model::CLIP_PROJECTION;
 use crate::weights::write::{OutTensor, write_safetensors};
 
 /// Value of the metadata key `format`.
 pub const FORMAT: &str = "crosstune adapter 1";
+
+/// What stands in front of names in CLIP's own text tower.
+const CLIP_MODEL: &str = "text_model.";
 
 /// A trained adapter, in memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +36,13 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
+    /// Whether it belongs to CLIP's own text tower, whose layers have Hugging Face's names.
+    pub fn is_clips(&self) -> bool {
+        self.tensors
+            .iter()
+            .any(|(name, ..)| name.starts_with(CLIP_MODEL) || name == CLIP_PROJECTION)
+    }
+
     /// Copies one member's values out of the state of a run.
     pub fn from_state(
         config: &Adapter,

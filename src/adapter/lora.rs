@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{LINEAR_LAYERS, ends_with};
+use super::{LINEAR_LAYERS, ends_with, standard};
 use crate::bad_input;
 use crate::error::Result;
 use crate::ops::philox::Stream;
@@ -65,6 +65,7 @@ impl Default for LoraConfig {
 impl LoraConfig {
     /// The branch beside the linear layer of that name, if there is one.
     pub fn at(&self, module: &str) -> Option<Branch> {
+        let module = &*standard(module);
         let targeted = self.targets.iter().any(|t| ends_with(module, t));
         targeted.then(|| {
             let rank = of_pattern(&self.rank_pattern, module).unwrap_or(self.rank);

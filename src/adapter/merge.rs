@@ -1,7 +1,7 @@
 //! An adapter folded into its model: `crosstune merge`.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -17,8 +17,10 @@ use crate::weights::view::TensorView;
 use crate::weights::write::{OutSpec, write_folder, write_safetensors_streamed};
 
 /// What goes with the weights, where the model has it.
-const BESIDE: [&str; 8] = [
+const BESIDE: [&str; 10] = [
     "config.json",
+    "preprocessor_config.json",
+    "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -61,8 +63,26 @@ pub fn merge(folder: &Path, adapter: &AdapterFile, out: &Path) -> Result<()> {
         .iter()
         .map(|(name, _, values)| (name.as_str(), values.as_slice()))
         .collect();
+    let ckpt = model.weights();
+    // What the file has fused or transposed can't take a factor of its own.
+    let in_file: HashSet<String> = ckpt
+        .names()
+        .map(|name| graph_name(name, &prefix).into_owned())
+        .collect();
+    let weight = |name: &str| match name.split_once(".lora.") {
+        Some((module, _)) => format!("{module}.weight"),
+        None => name.to_string(),
+    };
+    if let Some((name, ..)) = (adapter.tensors.iter()).find(|(n, ..)| !in_file.contains(&weight(n)))
+    {
+        return Err(bad_input!(
+            "{}: has no tensor {} that {name} could be folded into; only towers with M-CLIP's or \
+             Hugging Face's names can take an adapter in",
+            ckpt.path().display(),
+            weight(name)
+        ));
+    }
     write_folder(out, |temp| {
-        let ckpt = model.weights();
         let tensors: Vec<_> = ckpt.tensors().collect();
         let specs: Vec<_> = tensors
             .iter()

@@ -13,6 +13,8 @@ pub mod peft;
 mod peft_config;
 pub mod prompt;
 
+use std::borrow::Cow;
+
 use bottleneck::BottleneckConfig;
 use compacter::CompacterConfig;
 use lora::Branch;
@@ -35,8 +37,8 @@ pub struct Adapter {
     pub compacter: Option<CompacterConfig>,
     /// Trained vectors in every text, if any.
     pub prompt: Option<PromptConfig>,
-    /// Whether the layer norms of every block (`output.LayerNorm`) are trained; the embeddings' is
-    /// not.
+    /// Whether the layer norms of every block (`output.LayerNorm`; of CLIP's own tower `layer_norm1` and
+    /// `layer_norm2`) are trained; those before and behind the blocks are not.
     pub layer_norms: bool,
     /// Whether every bias of every block is trained, of linear layers and of layer norms: BitFit (Ben
     /// Zaken, Goldberg and Ravfogel, 2022). Those of the embeddings' norm and of the head are not
@@ -48,6 +50,11 @@ pub struct Adapter {
     /// Whether every tensor of the model is trained. Nothing else may be set then.
     pub full: bool,
 }
+
+/// What stands in front of a block's number in M-CLIP.
+const BLOCKS: &str = "transformer.encoder.layer.";
+/// The same in CLIP's own text tower.
+const CLIP_BLOCKS: &str = "text_model.encoder.layers.";
 
 /// Endings of the linear layers of a block.
 pub const LINEAR_LAYERS: [&str; 6] = [
@@ -63,6 +70,24 @@ pub const LINEAR_LAYERS: [&str; 6] = [
 pub fn ends_with(name: &str, suffix: &str) -> bool {
     name.strip_suffix(suffix)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The name of a block's linear layer as M-CLIP has it, where it is one of CLIP's own text tower.
+fn standard(module: &str) -> Cow<'_, str> {
+    const OWN: [(&str, &str); 6] = [
+        ("self_attn.q_proj", LINEAR_LAYERS[0]),
+        ("self_attn.k_proj", LINEAR_LAYERS[1]),
+        ("self_attn.v_proj", LINEAR_LAYERS[2]),
+        ("self_attn.out_proj", LINEAR_LAYERS[3]),
+        ("mlp.fc1", LINEAR_LAYERS[4]),
+        ("mlp.fc2", LINEAR_LAYERS[5]),
+    ];
+    let clip = || {
+        let (layer, rest) = module.strip_prefix(CLIP_BLOCKS)?.split_once('.')?;
+        let (_, name) = OWN.iter().find(|(own, _)| *own == rest)?;
+        Some(format!("{BLOCKS}{layer}.{name}"))
+    };
+    clip().map_or(Cow::Borrowed(module), Cow::Owned)
 }
 
 impl Adapter {
@@ -148,9 +173,10 @@ impl Adapter {
     pub fn trains(&self, name: &str) -> bool {
         let is_norm = |name: &str| {
             let module = name.rsplit_once('.').map_or(name, |(m, _)| m);
-            ends_with(module, "output.LayerNorm")
+            let clips = |n| name.starts_with(CLIP_BLOCKS) && ends_with(module, n);
+            ends_with(module, "output.LayerNorm") || clips("layer_norm1") || clips("layer_norm2")
         };
-        let in_block = |name: &str| name.starts_with("transformer.encoder.layer.");
+        let in_block = |name: &str| name.starts_with(BLOCKS) || name.starts_with(CLIP_BLOCKS);
         self.full
             || (self.layer_norms && is_norm(name))
             || (self.biases && in_block(name) && name.ends_with(".bias"))

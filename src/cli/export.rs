@@ -77,6 +77,12 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         _ => check_new_folder(&args.out)?,
     }
     let adapter = AdapterFile::load(&args.adapter)?;
+    if adapter.is_clips() {
+        return Err(bad_input!(
+            "adapter: is one of CLIP's own text tower; only those of M-CLIP's can be exported"
+        )
+        .into());
+    }
     let wrapped = |default| match args.module {
         None => default,
         Some(Module::MClip) => Wrapped::MClip,

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use crosstune::adapter::{opendelta, peft};
 use crosstune::bad_input;
 use crosstune::train::program::TextModel;
+use crosstune::weights::config::Encoder;
 use crosstune::weights::hub;
 use crosstune::weights::text_model::TextModelFiles;
 use serde_json::json;
@@ -55,6 +56,13 @@ pub struct Args {
 pub fn run(args: Args, output: Output) -> Result<()> {
     check_target(&args.out, args.force)?;
     let model = TextModel::new(TextModelFiles::open(&hub::resolve(&args.model)?)?);
+    if let Encoder::Clip(_) = model.config.encoder {
+        return Err(bad_input!(
+            "model: {} is CLIP's own text tower; only adapters of M-CLIP's can be imported",
+            args.model
+        )
+        .into());
+    }
     let imported = match args.from {
         Format::Peft if args.alpha.is_some() => {
             return Err(

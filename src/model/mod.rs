@@ -1,4 +1,5 @@
 //! Models: plain functions that push nodes.
 
+pub mod clip_text;
 pub mod text;
 pub mod vision;

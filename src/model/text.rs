@@ -1,9 +1,10 @@
-//! The text tower: XLM-R or BERT, masked mean pooling, linear head.
+//! The text tower: XLM-R or BERT, masked mean pooling, linear head; or CLIP's own ([`clip_text`]).
 //!
 //! Post-LN layers: `h = LN(x + drop(W_o attention))`, `y = LN(h + drop(W2 gelu(W1 h)))`; then the mean
 //! of a text's tokens and M-CLIP's `LinearTransformation`. Values of weights carry the names of an
 //! M-CLIP checkpoint.
 
+use super::clip_text;
 use crate::adapter::Adapter;
 use crate::graph::{Dim, Graph, Role, ValueId};
 use crate::ops::attention::{Attention, Mask};
@@ -14,11 +15,19 @@ use crate::ops::linear::{Layer, Linear, LoraLayer};
 use crate::ops::philox::Dropout;
 use crate::ops::pool::{Pool, Pooling};
 use crate::text::pack::Rows;
-use crate::weights::config::TextConfig;
+use crate::weights::config::{Encoder, TextConfig};
 use crate::weights::text_model::{HEAD_BIAS, HEAD_WEIGHT};
 
 /// The name of the word table (V, C).
 pub const WORD_EMBEDDINGS: &str = "transformer.embeddings.word_embeddings.weight";
+
+/// The name of a tower's word table.
+pub fn word_embeddings(config: &TextConfig) -> &'static str {
+    match config.encoder {
+        Encoder::XlmRoberta | Encoder::Bert => WORD_EMBEDDINGS,
+        Encoder::Clip(_) => clip_text::WORD_EMBEDDINGS,
+    }
+}
 
 /// Dropout probabilities of a run; both 0 for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,11 +47,11 @@ impl DropoutRates {
 }
 
 /// Pushes the tower's nodes and keeps what they share.
-struct Builder<'a> {
-    g: &'a mut Graph,
-    config: &'a TextConfig,
-    adapter: &'a Adapter,
-    dropout: DropoutRates,
+pub(super) struct Builder<'a> {
+    pub(super) g: &'a mut Graph,
+    pub(super) config: &'a TextConfig,
+    pub(super) adapter: &'a Adapter,
+    pub(super) dropout: DropoutRates,
     /// Linear layers of blocks so far.
     n_linear: usize,
 }
@@ -65,6 +74,9 @@ pub fn text_tower(
         dropout,
         n_linear: 0,
     };
+    if let Encoder::Clip(gelu) = config.encoder {
+        return b.clip_tower(gelu, head);
+    }
     let mut x = b.embedding();
     for layer in 0..config.layers {
         x = b.layer(layer, x);
@@ -85,7 +97,7 @@ pub fn text_tower(
 
 impl Builder<'_> {
     /// A weight of the checkpoint: frozen, or trainable where the adapter says so.
-    fn weight(&mut self, name: &str, shape: &[usize]) -> ValueId {
+    pub(super) fn weight(&mut self, name: &str, shape: &[usize]) -> ValueId {
         let dims = shape.iter().map(|n| Dim::N(*n));
         if self.adapter.trains(name) {
             let dims = std::iter::once(Dim::Members).chain(dims).collect();
@@ -95,7 +107,7 @@ impl Builder<'_> {
         }
     }
 
-    fn drop(&self, p: f32, site: usize) -> Option<Dropout> {
+    pub(super) fn drop(&self, p: f32, site: usize) -> Option<Dropout> {
         (p > 0.0).then_some(Dropout {
             p,
             site: site as u32,
@@ -124,14 +136,13 @@ impl Builder<'_> {
     }
 
     /// A linear layer of a block, with its low-rank branch if the adapter puts one there.
-    fn linear(&mut self, module: &str, oc: usize, k: usize) -> Layer {
-        let name = format!("transformer.{module}");
+    pub(super) fn linear(&mut self, name: &str, oc: usize, k: usize) -> Layer {
         let weight = self.weight(&format!("{name}.weight"), &[oc, k]);
         let bias = Some(self.weight(&format!("{name}.bias"), &[oc]));
         // Sites up to here are those of the layers' own dropout.
         let site = self.config.layers * 3 + 1 + self.n_linear;
         self.n_linear += 1;
-        let lora = self.adapter.lora_at(&name).map(|l| {
+        let lora = self.adapter.lora_at(name).map(|l| {
             let mut factor = |suffix: &str, shape: [usize; 2]| {
                 let dims = vec![Dim::Members, Dim::N(shape[0]), Dim::N(shape[1])];
                 self.g
@@ -148,20 +159,18 @@ impl Builder<'_> {
     }
 
     /// What the adapter makes of the result of a sub-layer that read `inp`.
-    fn after(&mut self, module: &str, out: ValueId, inp: ValueId) -> ValueId {
-        let module = format!("transformer.{module}");
+    pub(super) fn after(&mut self, module: &str, out: ValueId, inp: ValueId) -> ValueId {
         let out = match &self.adapter.bottleneck {
-            Some(b) => b.push(self.g, &module, out, inp),
+            Some(b) => b.push(self.g, module, out, inp),
             None => out,
         };
         match &self.adapter.compacter {
-            Some(c) => c.push(self.g, &module, out),
+            Some(c) => c.push(self.g, module, out),
             None => out,
         }
     }
 
-    fn norm(&mut self, module: &str) -> (ValueId, ValueId) {
-        let name = format!("transformer.{module}");
+    pub(super) fn norm(&mut self, name: &str) -> (ValueId, ValueId) {
         let c = self.config.hidden;
         let weight = self.weight(&format!("{name}.weight"), &[c]);
         (weight, self.weight(&format!("{name}.bias"), &[c]))
@@ -176,7 +185,7 @@ impl Builder<'_> {
         let p = format!("encoder.layer.{layer}");
         let qkv: Vec<Layer> = ["query", "key", "value"]
             .iter()
-            .map(|which| self.linear(&format!("{p}.attention.self.{which}"), c, c))
+            .map(|which| self.linear(&format!("transformer.{p}.attention.self.{which}"), c, c))
             .collect();
         let qkv = Linear::push(self.g, &format!("{p}.qkv"), (x, Rows::Tokens), &qkv, None);
         let attention_drop = self.drop(self.dropout.attention, layer * 3 + 1);
@@ -188,22 +197,22 @@ impl Builder<'_> {
             (self.config.heads, Mask::All),
             attention_drop,
         );
-        let dense = self.linear(&format!("{p}.attention.output.dense"), c, c);
+        let dense = self.linear(&format!("transformer.{p}.attention.output.dense"), c, c);
         let name = format!("{p}.attention.output.dense");
         let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], None);
-        let out = self.after(&name, out, x);
-        let norm = self.norm(&format!("{p}.attention.output.LayerNorm"));
+        let out = self.after(&format!("transformer.{name}"), out, x);
+        let norm = self.norm(&format!("transformer.{p}.attention.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 2);
         let name = format!("{p}.attention.output.LayerNorm");
         let h = LayerNorm::push(self.g, &name, (out, x), norm, eps, drop);
-        let up = self.linear(&format!("{p}.intermediate.dense"), ffn, c);
+        let up = self.linear(&format!("transformer.{p}.intermediate.dense"), ffn, c);
         let name = format!("{p}.intermediate.dense");
         let act = Linear::push(self.g, &name, (h, Rows::Tokens), &[up], Some(Gelu::Exact));
-        let down = self.linear(&format!("{p}.output.dense"), c, ffn);
+        let down = self.linear(&format!("transformer.{p}.output.dense"), c, ffn);
         let name = format!("{p}.output.dense");
         let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], None);
-        let out = self.after(&name, out, h);
-        let norm = self.norm(&format!("{p}.output.LayerNorm"));
+        let out = self.after(&format!("transformer.{name}"), out, h);
+        let norm = self.norm(&format!("transformer.{p}.output.LayerNorm"));
         let drop = self.drop(self.dropout.hidden, layer * 3 + 3);
         LayerNorm::push(
             self.g,

@@ -1,11 +1,13 @@
 //! Texts to token ids with the model's own tokenizer.json: no padding, no truncation.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::clip_bpe;
 use crate::bad_input;
 use crate::error::{Error, Result};
 use crate::weights::config::{Encoder, TextConfig};
@@ -19,16 +21,22 @@ pub struct Tokenizer {
     path: PathBuf,
     vocab: usize,
     max_tokens: usize,
+    /// Whether texts are cleaned as OpenAI's tokenizer cleans them: a tokenizer.json says all itself.
+    cleans: bool,
 }
 
 impl Tokenizer {
-    /// Loads a tokenizer.json (XLM-R's takes most of a second) and checks that it belongs to the
+    /// Loads a tokenizer.json (XLM-R's takes most of a second), or CLIP's list of merges, and checks that it belongs to the
     /// model: vocabulary, padding id, and the special tokens around a text.
     ///
     /// # Errors
     /// [`Error::Read`], and [`Error::Input`] that says what was expected and found.
     pub fn load(path: &Path, config: &TextConfig) -> Result<Tokenizer> {
-        let json = fs::read(path).map_err(Error::read(path))?;
+        let merges = is_merges(path);
+        let json = match merges {
+            true => clip_bpe::read(path)?.into_bytes(),
+            false => fs::read(path).map_err(Error::read(path))?,
+        };
         let mut inner = tokenizers::Tokenizer::from_bytes(&json)
             .map_err(|e| bad_input!("{}: is not a valid tokenizer.json: {e}", path.display()))?;
         inner.with_padding(None);
@@ -42,6 +50,7 @@ impl Tokenizer {
             path,
             vocab,
             max_tokens,
+            cleans: merges,
         };
         tokenizer.check(config)?;
         Ok(tokenizer)
@@ -92,7 +101,11 @@ impl Tokenizer {
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special).map_err(|e| {
+        let cleaned = match self.cleans {
+            true => clip_bpe::clean(text),
+            false => Cow::Borrowed(text),
+        };
+        let encoding = self.inner.encode_fast(&*cleaned, special).map_err(|e| {
             bad_input!(
                 "{}: cannot encode \"{}\": {e}",
                 self.path.display(),
@@ -125,6 +138,8 @@ impl Tokenizer {
         let (model, begin, end, pad) = match config.encoder {
             Encoder::XlmRoberta => ("XLM-R", "<s>", "</s>", "<pad>"),
             Encoder::Bert => ("BERT", "[CLS]", "[SEP]", "[PAD]"),
+            // What it pads with is never read.
+            Encoder::Clip(_) => ("CLIP", clip_bpe::START, clip_bpe::END, clip_bpe::END),
         };
         let id = |token: &str| {
             self.inner.token_to_id(token).ok_or_else(|| {
@@ -134,7 +149,7 @@ impl Tokenizer {
             })
         };
         let (begin_id, end_id, pad_id) = (id(begin)?, id(end)?, id(pad)?);
-        if pad_id != config.pad_id {
+        if pad_id != config.pad_id && !matches!(config.encoder, Encoder::Clip(_)) {
             return Err(bad_input!(
                 "{file}: {pad} is {pad_id}, but the model's pad_token_id is {}; it is a tokenizer \
                  of another vocabulary",
@@ -166,6 +181,12 @@ impl fmt::Debug for Tokenizer {
             self.vocab_size()
         )
     }
+}
+
+/// Whether a file is CLIP's list of merges, by its name.
+fn is_merges(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    clip_bpe::MERGES_FILES.iter().any(|merges| name == *merges)
 }
 
 fn excerpt(text: &str) -> String {

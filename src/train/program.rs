@@ -9,10 +9,10 @@ use crate::adapter::{Adapter, initial};
 use crate::bad_input;
 use crate::error::Result;
 use crate::exec::state::{TrainState, TrainTensor};
-use crate::exec::{Frozen, FrozenTensor, LossWeights};
+use crate::exec::{Frozen, LossWeights};
 use crate::graph::backward::backward_from;
 use crate::graph::{Dim, Graph, Role, ValueId};
-use crate::model::text::{DropoutRates, WORD_EMBEDDINGS, text_tower};
+use crate::model::text::{DropoutRates, text_tower, word_embeddings};
 use crate::ops::adam::{AdamStep, GradNorm, ZeroGrads};
 use crate::ops::contrastive::{Contrastive, Pair};
 use crate::ops::l2_norm::L2Norm;
@@ -20,6 +20,7 @@ use crate::ops::mse::Mse;
 use crate::text::pack::Rows;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::config::TextConfig;
+use crate::weights::stored::Stored;
 use crate::weights::text_model::TextModelFiles;
 use crate::weights::view::TensorView;
 
@@ -184,39 +185,22 @@ pub struct TextModel {
     pub config: TextConfig,
     /// Whether there is a linear head.
     pub head: bool,
-    prefix: String,
-    weights: Arc<Checkpoint>,
+    weights: Stored,
 }
 
 impl TextModel {
     /// Shares the mapped weights of an opened folder.
     pub fn new(files: TextModelFiles) -> TextModel {
-        let TextModelFiles {
-            config,
-            weights,
-            prefix,
-            head,
-            ..
-        } = files;
         TextModel {
-            config,
-            head,
-            prefix,
-            weights: Arc::new(weights),
+            config: files.config,
+            head: files.head,
+            weights: files.weights,
         }
     }
 
     /// The checkpoint.
     pub fn weights(&self) -> &Checkpoint {
-        &self.weights
-    }
-
-    /// The name in the checkpoint of a graph's value.
-    fn file_name(&self, name: &str) -> String {
-        match name.strip_prefix("transformer.") {
-            Some(rest) => format!("{}{rest}", self.prefix),
-            None => name.to_string(),
-        }
+        self.weights.checkpoint()
     }
 
     /// A frozen value of a graph, where it lies in the checkpoint.
@@ -224,45 +208,25 @@ impl TextModel {
     /// # Errors
     /// If the checkpoint lacks it.
     pub fn frozen(&self, value: &str) -> Result<TensorView<'_>> {
-        self.weights.tensor(&self.file_name(value))
+        self.weights.view(value)
     }
 
     /// Gives back the pages of a value that has been copied.
     pub fn release(&self, value: &str) {
-        self.weights.page_advise_release(&self.file_name(value));
+        self.weights.release(value);
     }
 
-    /// Binds the frozen weights of `graph`: f32 where they lie, others by one private copy whose
-    /// source pages are given back.
+    /// Binds the frozen weights of `graph`; see [`Stored::bind`].
     ///
     /// # Errors
     /// If the checkpoint lacks one.
     pub fn bind(&self, graph: &Graph) -> Result<Frozen> {
-        let mut frozen = Frozen::default();
-        for id in graph.with_role(Role::Frozen) {
-            let value = &graph.get(id).name;
-            let name = self.file_name(value);
-            let tensor = self.weights.tensor(&name)?;
-            if tensor.as_f32().is_some() {
-                let checkpoint = self.weights.clone();
-                let whole = FrozenTensor::Mapped {
-                    checkpoint,
-                    name,
-                    part: None,
-                };
-                frozen.insert(value, whole);
-            } else {
-                let copy = Arc::new(tensor.to_f32());
-                self.weights.page_advise_release(&name);
-                frozen.insert(value, FrozenTensor::Owned(copy));
-            }
-        }
-        Ok(frozen)
+        self.weights.bind(graph)
     }
 
     /// Rows of the word table (ids, C).
     fn word_embeddings(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let view = self.weights.tensor(&self.file_name(WORD_EMBEDDINGS))?;
+        let view = self.weights.view(word_embeddings(&self.config))?;
         let vocab = self.config.vocab;
         let row = view.bytes.len() / vocab;
         let mut values = Vec::new();
@@ -283,7 +247,7 @@ impl TextModel {
         }
         match initial(&t.name, &t.shape, seed) {
             Some(values) => Ok(values),
-            None => Ok(self.weights.tensor(&self.file_name(&t.name))?.to_f32()),
+            None => Ok(self.weights.view(&t.name)?.to_f32()),
         }
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::bad_input;
 use crate::error::{Error, Result};
+use crate::ops::gelu::Gelu;
 use crate::weights::checkpoint::nearest;
 use crate::weights::preset::{PRESET_DROPOUT, PRESETS, Preset};
 
@@ -17,9 +18,11 @@ pub enum Encoder {
     XlmRoberta,
     /// BERT: positions count from 0.
     Bert,
+    /// CLIP's own: causal, pre-LN, positions count from 0, no token types.
+    Clip(Gelu),
 }
 
-/// A text tower with its linear head. The activation is always GELU (the exact one, with erf).
+/// A text tower with its linear head. But for CLIP's own the activation is always the exact GELU.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct TextConfig {
     /// The kind of encoder.
@@ -118,7 +121,7 @@ impl TextConfig {
     pub fn position_offset(&self) -> usize {
         match self.encoder {
             Encoder::XlmRoberta => self.pad_id as usize + 1,
-            Encoder::Bert => 0,
+            Encoder::Bert | Encoder::Clip(_) => 0,
         }
     }
 
@@ -132,7 +135,8 @@ impl TextConfig {
         self.hidden / self.heads
     }
 
-    fn check(&self, path: &Path) -> Result<()> {
+    /// Fails where settings make no tower.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
         let file = path.display();
         if self.heads == 0 || !self.hidden.is_multiple_of(self.heads) {
             return Err(bad_input!(

@@ -2,6 +2,7 @@
 //! what the tensors of a published text model say about it.
 
 pub mod checkpoint;
+mod clip_text;
 pub mod config;
 pub mod convert;
 pub mod hub;

@@ -25,7 +25,7 @@ pub fn find(name: &str) -> Option<TextConfig> {
     let preset = PRESETS.iter().find(|p| p.names.contains(base))?;
     let (vocab, max_positions, token_types) = match preset.encoder {
         Encoder::XlmRoberta => (250_002, 514, 1),
-        Encoder::Bert => (501_153, 512, 2),
+        Encoder::Bert | Encoder::Clip(_) => (501_153, 512, 2),
     };
     Some(TextConfig {
         encoder: preset.encoder,
@@ -66,6 +66,10 @@ impl TextConfig {
         let linear = |oc: usize, k: usize| oc * k + oc;
         let tables = (self.vocab + self.max_positions + self.token_types) * c;
         let block = 4 * linear(c, c) + linear(ffn, c) + linear(c, ffn) + 2 * norm;
+        if let Encoder::Clip(_) = self.encoder {
+            // A last norm, and a projection without a bias.
+            return tables + self.layers * block + norm + self.embed_dim * c;
+        }
         tables + norm + self.layers * block + linear(c, c) + linear(self.embed_dim, c)
     }
 }

@@ -4,18 +4,23 @@ use std::path::{Path, PathBuf};
 
 use crate::bad_input;
 use crate::error::{Error, Result};
-use crate::tensor::Dtype;
+use crate::text::clip_bpe::MERGES_FILES;
 use crate::weights::checkpoint::{Checkpoint, shape_text};
-use crate::weights::config::{TensorSizes, TextConfig};
+use crate::weights::clip_text;
+use crate::weights::config::{Encoder, TensorSizes, TextConfig};
+use crate::weights::stored::{Place, Stored};
 
 /// Names of the linear map from pooled text to the joint space.
 pub const HEAD_WEIGHT: &str = "LinearTransformation.weight";
 /// See [`HEAD_WEIGHT`].
 pub const HEAD_BIAS: &str = "LinearTransformation.bias";
 
+/// Name of the projection of CLIP's own text tower (E, C).
+pub const CLIP_PROJECTION: &str = "text_projection.weight";
+
 /// Whether a tensor is the linear head's.
 pub fn is_head(name: &str) -> bool {
-    [HEAD_WEIGHT, HEAD_BIAS].contains(&name)
+    [HEAD_WEIGHT, HEAD_BIAS, CLIP_PROJECTION].contains(&name)
 }
 
 /// What stands in front of encoder names: M-CLIP, a bare encoder, BERT and RoBERTa with a task head.
@@ -28,18 +33,19 @@ pub struct TextModelFiles {
     pub folder: PathBuf,
     /// Sizes and settings.
     pub config: TextConfig,
-    /// The mapped tensors.
-    pub weights: Checkpoint,
-    /// The tokenizer.json.
+    /// The tensors, under M-CLIP's names, or for CLIP's own tower Hugging Face's.
+    pub weights: Stored,
+    /// The tokenizer.json, or CLIP's list of merges.
     pub tokenizer: PathBuf,
-    /// What stands in front of encoder names: `transformer.` for M-CLIP.
+    /// What stands in front of encoder names in the file: `transformer.` for M-CLIP.
     pub prefix: String,
     /// Whether there is a LinearTransformation; without it the feature is the pooled text itself.
     pub head: bool,
 }
 
 impl TextModelFiles {
-    /// Opens an M-CLIP folder, or that of a bare BERT or XLM-R encoder.
+    /// Opens an M-CLIP folder, that of a bare BERT or XLM-R encoder, or one with CLIP's own text tower
+    /// under Hugging Face's, OpenAI's or OpenCLIP's names.
     ///
     /// # Errors
     /// [`Error::Input`] or [`Error::Read`] for a missing file, settings that contradict the tensors,
@@ -52,11 +58,10 @@ impl TextModelFiles {
                 folder.display()
             ));
         }
-        let tokenizer = find_tokenizer(folder);
         let files = Self::from_parts(&folder.join("config.json"), folder, Path::new(""))?;
         Ok(TextModelFiles {
             folder: folder.to_path_buf(),
-            tokenizer: tokenizer?,
+            tokenizer: find_tokenizer(folder, files.config.encoder)?,
             ..files
         })
     }
@@ -68,16 +73,31 @@ impl TextModelFiles {
     /// As [`TextModelFiles::open`].
     pub fn from_parts(config: &Path, weights: &Path, tokenizer: &Path) -> Result<TextModelFiles> {
         let weights = Checkpoint::open(weights)?;
+        let folder = config.parent().unwrap_or(Path::new("")).to_path_buf();
+        let tokenizer = tokenizer.to_path_buf();
+        if let Some(layout) = clip_text::layout(&weights) {
+            let (config, head) = clip_text::config(config, layout, &weights)?;
+            let places = clip_text::places(layout, &config, head);
+            clip_text::check_unknown(layout, &weights, &places)?;
+            return Ok(TextModelFiles {
+                folder,
+                config,
+                weights: Stored::new(weights, places)?,
+                tokenizer,
+                prefix: String::new(),
+                head,
+            });
+        }
         let prefix = find_prefix(&weights)?;
         let sizes = tensor_sizes(&weights, prefix)?;
-        let folder = config.parent().unwrap_or(Path::new("")).to_path_buf();
         let config = TextConfig::read(config, &sizes)?;
-        check_tensors(&weights, prefix, &sizes)?;
+        let places = places(prefix, &sizes);
+        check_unknown(&weights, prefix, &places)?;
         Ok(TextModelFiles {
             folder,
             config,
-            weights,
-            tokenizer: tokenizer.to_path_buf(),
+            weights: Stored::new(weights, places)?,
+            tokenizer,
             prefix: prefix.to_string(),
             head: sizes.head.is_some(),
         })
@@ -192,50 +212,29 @@ fn count_layers(weights: &Checkpoint, prefix: &str) -> Result<usize> {
     }
 }
 
-fn check_tensors(weights: &Checkpoint, prefix: &str, sizes: &TensorSizes) -> Result<()> {
-    let file = weights.path().display();
-    let mut needed: Vec<_> = encoder_tensors(sizes)
-        .into_iter()
-        .map(|(name, shape)| (format!("{prefix}{name}"), shape))
+/// Where each value lies: encoder tensors have M-CLIP's names in graphs.
+fn places(prefix: &str, sizes: &TensorSizes) -> Vec<Place> {
+    let encoder = encoder_tensors(sizes).into_iter();
+    let mut places: Vec<Place> = encoder
+        .map(|(name, shape)| {
+            let value = format!("{}{name}", PREFIXES[0]);
+            Place::whole(value, format!("{prefix}{name}"), &shape)
+        })
         .collect();
     if let Some(rows) = sizes.head {
-        needed.push((HEAD_WEIGHT.into(), vec![rows, sizes.hidden]));
-        needed.push((HEAD_BIAS.into(), vec![rows]));
+        places.push(Place::whole(
+            HEAD_WEIGHT,
+            HEAD_WEIGHT,
+            &[rows, sizes.hidden],
+        ));
+        places.push(Place::whole(HEAD_BIAS, HEAD_BIAS, &[rows]));
     }
-    for (name, shape) in &needed {
-        let Some(tensor) = weights.get(name) else {
-            return Err(bad_input!(
-                "{file}: has no tensor {name}, expected one of shape {}; the file is incomplete",
-                shape_text(shape)
-            ));
-        };
-        if tensor.shape != shape {
-            return Err(bad_input!(
-                "{file}: {name} is {}, expected {}",
-                shape_text(tensor.shape),
-                shape_text(shape)
-            ));
-        }
-        if !matches!(
-            tensor.dtype,
-            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16
-        ) {
-            return Err(bad_input!(
-                "{file}: {name} has dtype {}, expected F32, F16, BF16 or F64",
-                tensor.dtype
-            ));
-        }
-    }
-    check_unknown(weights, prefix, &needed)
+    places
 }
 
 /// A tensor inside the encoder that is not computed with would make a silently different model.
-fn check_unknown(
-    weights: &Checkpoint,
-    prefix: &str,
-    needed: &[(String, Vec<usize>)],
-) -> Result<()> {
-    let known: std::collections::HashSet<&str> = needed.iter().map(|(n, _)| n.as_str()).collect();
+fn check_unknown(weights: &Checkpoint, prefix: &str, places: &[Place]) -> Result<()> {
+    let known: std::collections::HashSet<&str> = places.iter().map(|p| p.tensor.as_str()).collect();
     let unknown = weights.names().find(|name| {
         let inner = name.strip_prefix(prefix).unwrap_or("");
         let computed = inner.starts_with("embeddings.")
@@ -254,10 +253,16 @@ fn check_unknown(
     }
 }
 
-fn find_tokenizer(folder: &Path) -> Result<PathBuf> {
+fn find_tokenizer(folder: &Path, encoder: Encoder) -> Result<PathBuf> {
     let path = folder.join("tokenizer.json");
     if path.is_file() {
         return Ok(path);
+    }
+    if let Encoder::Clip(_) = encoder {
+        let mut merges = MERGES_FILES.iter().map(|name| folder.join(name));
+        if let Some(merges) = merges.find(|path| path.is_file()) {
+            return Ok(merges);
+        }
     }
     let dir = folder.display();
     let command = |class: &str| {
@@ -288,6 +293,7 @@ fn find_tokenizer(folder: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Dtype;
     use crate::weights::write::{OutTensor, write_safetensors};
     use serde_json::{Value, json};
     use std::borrow::Cow;
@@ -366,7 +372,7 @@ mod tests {
         );
         assert_eq!((files.config.max_tokens(), files.head), (8, true));
         let name = files.name("encoder.layer.1.output.dense.weight");
-        assert_eq!(files.weights.tensor(&name).unwrap().shape, [8, 12]);
+        assert_eq!(files.weights.view(&name).unwrap().shape, [8, 12]);
         assert_eq!(files.tokenizer, dir.path().join("tokenizer.json"));
     }
 

@@ -90,7 +90,8 @@ pub fn everything(rank: usize) -> Adapter {
 pub fn random(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
     let len = shape.iter().product();
     let stream = Stream::named(seed, name);
-    if name.ends_with("LayerNorm.weight") {
+    let is_norm = ["LayerNorm", "layer_norm", "layernorm", "layrnorm"];
+    if name.ends_with(".weight") && is_norm.iter().any(|n| name.contains(n)) {
         let mut x = stream.normal(len, 0.2);
         x.iter_mut().for_each(|v| *v += 1.0);
         return x;

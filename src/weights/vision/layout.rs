@@ -11,7 +11,7 @@ use crate::weights::stored::{How, Place};
 
 /// Whose names they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(in crate::weights) enum Layout {
     /// Hugging Face's CLIP: `vision_model.encoder.layers.0.self_attn.q_proj.weight`.
     HuggingFace,
     /// OpenAI's CLIP and OpenCLIP: `visual.transformer.resblocks.0.attn.in_proj_weight`.
@@ -194,7 +194,8 @@ impl Layout {
             },
         );
         for layer in 0..c.layers {
-            self.block(c, layer, &mut out);
+            let from = format!("{}{layer}", self.blocks());
+            self.block((c.hidden, c.ffn), (&from, &names::block(layer)), &mut out);
         }
         if c.projection {
             out.push(match self {
@@ -214,8 +215,13 @@ impl Layout {
         out
     }
 
-    fn block(self, c: &VisionConfig, layer: usize, out: &mut Vec<Place>) {
-        let (from, to) = (format!("{}{layer}", self.blocks()), names::block(layer));
+    /// Where the values of a pre-LN block lie: those of a block called `to` in one called `from`.
+    pub(in crate::weights) fn block(
+        self,
+        (hidden, ffn): (usize, usize),
+        (from, to): (&str, &str),
+        out: &mut Vec<Place>,
+    ) {
         let [norm1, norm2, dense, up, down] = match self {
             Layout::HuggingFace => [
                 "layer_norm1",
@@ -242,7 +248,6 @@ impl Layout {
                 out.push(Place { how, ..place });
             }
         };
-        let (hidden, ffn) = (c.hidden, c.ffn);
         // A scale of what a sub-layer gives is one of its last linear layer's rows.
         let scale = |name: &'static str| (self == Layout::Dino).then_some(name);
         linear("layer_norm1", norm1, &[hidden], None);

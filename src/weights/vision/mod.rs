@@ -1,7 +1,7 @@
 //! A vision tower's folder: the ViT of CLIP under Hugging Face's, OpenAI's and OpenCLIP's names, and
 //! DINOv2's. All is checked before anything is computed.
 
-mod layout;
+pub(super) mod layout;
 mod settings;
 
 use std::path::{Path, PathBuf};
