@@ -243,8 +243,12 @@ fn a_name_is_found_or_the_nearest_told() {
     let mut features = random("rows", 30, 4);
     let (_dir, path) = saved(&features, Dtype::F32);
     let among = Mapped::open(&path).expect("opened");
-    assert_eq!(among.find("17.jpg").expect("found"), 17);
-    let text = among.find("17.jpeg").expect_err("refused").to_string();
+    assert_eq!(among.file().find("17.jpg").expect("found"), 17);
+    let text = among
+        .file()
+        .find("17.jpeg")
+        .expect_err("refused")
+        .to_string();
     assert!(
         text.ends_with("has no row `17.jpeg`; the nearest name in it is `17.jpg`"),
         "{text}"
@@ -252,7 +256,11 @@ fn a_name_is_found_or_the_nearest_told() {
     features.names.clear();
     let (_dir, path) = saved(&features, Dtype::F32);
     let among = Mapped::open(&path).expect("opened");
-    let text = among.find("17.jpg").expect_err("refused").to_string();
+    let text = among
+        .file()
+        .find("17.jpg")
+        .expect_err("refused")
+        .to_string();
     assert!(text.contains("has no names, so none is `17.jpg`"), "{text}");
 }
 

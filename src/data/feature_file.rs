@@ -1,15 +1,17 @@
 //! A feature file as it lies on the disk: mapped, its lay-out checked, nothing of it copied.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use half::f16;
 use memmap2::Mmap;
 
 use super::features::Features;
 use crate::bad_input;
 use crate::error::Result;
+use crate::ops::fast::widen;
 use crate::tensor::Dtype;
 use crate::weights::checkpoint::{Checkpoint, map_file, nearest, shape_text};
 use crate::weights::view::TensorView;
@@ -18,6 +20,8 @@ use crate::weights::view::TensorView;
 pub const TENSOR: &str = "image_features";
 /// Metadata key of the images' names, a JSON list of texts.
 pub(super) const NAMES: &str = "names";
+/// Lengths of features whose products keep their digits in f32.
+const LENGTHS: RangeInclusive<f64> = 1e-30..=1e30;
 const NPY_MAGIC: &[u8] = b"\x93NUMPY";
 
 /// A mapped file of N features, F32 or F16.
@@ -102,6 +106,61 @@ impl FeatureFile {
         }
     }
 
+    /// The row of that name.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::error::Error::Input) that names the file and the nearest name it has.
+    pub fn find(&self, name: &str) -> Result<usize> {
+        let file = self.path.display();
+        if self.names.is_empty() {
+            return Err(bad_input!(
+                "{file}: has no names, so none is `{name}`; write them as the metadata `{NAMES}`"
+            ));
+        }
+        let found = self.names.iter().position(|n| n == name);
+        found.ok_or_else(|| {
+            let hint = match nearest(name, self.names.iter().map(String::as_str)) {
+                Some(near) => format!("the nearest name in it is `{near}`"),
+                None => format!("none of its {} names is like it", self.names.len()),
+            };
+            bad_input!("{file}: has no row `{name}`; {hint}")
+        })
+    }
+
+    /// The length of a row.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::error::Error::Input) that names a row without direction.
+    pub fn length(&self, i: usize) -> Result<f64> {
+        length(self.block(i..i + 1, &mut Vec::new())).map_err(|why| {
+            let name = self.names.get(i).map(|n| format!(" ({n})"));
+            bad_input!(
+                "{}: row {i}{} {why}; make the features again",
+                self.path.display(),
+                name.unwrap_or_default()
+            )
+        })
+    }
+
+    /// Rows as f32: where they lie, or converted into `scratch`.
+    ///
+    /// # Panics
+    /// When there are no such rows.
+    pub fn block<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let row_bytes = self.dim() * self.dtype.size();
+        let bytes = &self.view().bytes[rows.start * row_bytes..rows.end * row_bytes];
+        if let (Dtype::F32, Ok(values)) = (self.dtype, bytemuck::try_cast_slice(bytes)) {
+            return values;
+        }
+        scratch.resize(rows.len() * self.dim(), 0.0);
+        match (self.dtype, bytemuck::try_cast_slice(bytes)) {
+            (Dtype::F32, _) => each(bytes, scratch, f32::from_le_bytes),
+            (_, Ok(halves)) => widen(scratch, halves),
+            _ => each(bytes, scratch, |b| f16::from_le_bytes(b).to_f32()),
+        }
+        scratch
+    }
+
     /// A copy of all of it.
     pub fn to_features(&self) -> Features {
         Features {
@@ -109,6 +168,34 @@ impl FeatureFile {
             dim: self.dim(),
             values: self.view().to_f32(),
         }
+    }
+}
+
+/// Values that are not aligned, one at a time.
+fn each<const SIZE: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; SIZE]) -> f32) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+        *out = value(*bytes);
+    }
+}
+
+/// Length of a feature; the error is the rest of a sentence that begins with what has it.
+pub(crate) fn length(x: &[f32]) -> std::result::Result<f64, String> {
+    if let Some(at) = x.iter().position(|v| !v.is_finite()) {
+        return Err(format!(
+            "has {} at place {at}, expected finite values",
+            x[at]
+        ));
+    }
+    let squares = x.iter().map(|&v| f64::from(v) * f64::from(v));
+    let length = squares.sum::<f64>().sqrt();
+    match length {
+        0.0 => Err("is all zero and has no direction".into()),
+        _ if !LENGTHS.contains(&length) => Err(format!(
+            "has the length {length:e}, expected {:e} to {:e}",
+            LENGTHS.start(),
+            LENGTHS.end()
+        )),
+        _ => Ok(length),
     }
 }
 
@@ -259,8 +346,6 @@ fn npy_field<'a>(header: &'a str, key: &str) -> Option<&'a str> {
 mod tests {
     use std::collections::BTreeMap;
     use std::fs;
-
-    use half::f16;
 
     use super::*;
     use crate::weights::write::{OutTensor, write_safetensors};

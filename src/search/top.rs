@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::mapped::{Mapped, block_rows, length};
+use super::mapped::{Mapped, block_rows};
 use crate::bad_input;
+use crate::data::feature_file::length;
 use crate::error::Result;
 use crate::ops::fast::{dot, vector};
 use crate::ops::gemm::{Dest, Mat, RUN, Segment, Start, gemm_serial};
@@ -85,7 +86,7 @@ fn decide(among: &Mapped, query: &[f32], mut hits: Vec<Hit>, k: usize) -> Vec<Hi
     let mut scratch = Vec::new();
     let square = sum(query, query);
     for hit in &mut hits {
-        let row = among.block(hit.row..hit.row + 1, &mut scratch);
+        let row = among.file().block(hit.row..hit.row + 1, &mut scratch);
         hit.score = (sum(query, row) / (square * sum(row, row)).sqrt()) as f32;
     }
     hits.sort_unstable_by(Hit::order);
@@ -177,7 +178,7 @@ fn scan(among: &Mapped, unit: &[f32], rows: Range<usize>, block: usize, best: &m
     let (mut scratch, mut scores) = (Vec::new(), Vec::new());
     for start in rows.clone().step_by(block) {
         let here = start..rows.end.min(start + block);
-        let values = among.block(here.clone(), &mut scratch);
+        let values = among.file().block(here.clone(), &mut scratch);
         for (group, best) in unit.chunks(RUN * dim).zip(best.chunks_mut(RUN)) {
             scores.resize(here.len() * best.len(), 0.0);
             products(&mut scores, values, group, dim);
