@@ -402,8 +402,8 @@ fn every_help_teaches_by_an_example() {
     let w = World::new();
     let top = w.run(["--help"]).ok().stdout;
     for command in [
-        "train", "sweep", "eval", "encode", "plan", "inspect", "convert", "merge", "export",
-        "import",
+        "train", "sweep", "eval", "encode", "search", "plan", "inspect", "convert", "merge",
+        "export", "import",
     ] {
         assert!(top.contains(command), "{top}");
         let help = w.run([command, "--help"]).ok().stdout;

@@ -29,6 +29,11 @@ pub struct Adapters {
 }
 
 impl AdapterArgs {
+    /// Whether there are any.
+    pub fn is_given(&self) -> bool {
+        !self.adapter.is_empty()
+    }
+
     /// Reads the files.
     pub fn load(&self) -> Result<Adapters> {
         let mut all = Adapters {

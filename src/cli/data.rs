@@ -1,11 +1,13 @@
 //! Options that name a data set, an image feature file and a split.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Result;
 use crosstune::bad_input;
+use crosstune::data::captions::{lines_of, read_lines};
 use crosstune::data::features::Features;
 use crosstune::data::{self, JsonlFiles, Needs, Protocol, Shots, Source, Split, Task};
 use crosstune::error::Error;
@@ -191,4 +193,16 @@ pub fn required<T: Clone>(value: &Option<T>, name: &str, what: &str) -> Result<T
     value
         .clone()
         .ok_or_else(|| bad_input!("{name}: missing; give --{name} {what}"))
+}
+
+/// The lines of a file, or of standard input for `-`; and what messages call it.
+pub fn lines_or_stdin(file: &Path) -> Result<(Vec<String>, PathBuf)> {
+    const STDIN: &str = "standard input";
+    if file != Path::new("-") {
+        return Ok((read_lines(file)?, file.to_path_buf()));
+    }
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().read_to_end(&mut bytes);
+    read.map_err(Error::read(STDIN))?;
+    Ok((lines_of(bytes, Path::new(STDIN))?, STDIN.into()))
 }

@@ -1,28 +1,23 @@
 //! `crosstune encode`.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use crosstune::bad_input;
-use crosstune::data::captions::{lines_of, read_lines};
+use crosstune::data::captions::read_lines;
 use crosstune::data::features::Features;
 use crosstune::device::DeviceChoice;
 use crosstune::engine::{Engine, EngineOptions};
-use crosstune::error::Error;
 use crosstune::profile::Phase;
 use crosstune::tensor::Dtype;
 use crosstune::weights::hub;
 use serde_json::json;
 
 use super::adapters::{AdapterArgs, Adapters};
-use super::data::required;
+use super::data::{lines_or_stdin, required};
 use super::term::Progress;
 use super::{Output, check_new_folder, check_target, profile};
-
-/// The name of standard input in messages.
-const STDIN: &str = "standard input";
 
 /// Options of encoding.
 #[derive(clap::Args, Clone, Debug)]
@@ -94,10 +89,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if args.profile.is_some() {
         engine = engine.profiled();
     }
-    let (lines, texts) = match texts == Path::new("-") {
-        true => (stdin_lines()?, PathBuf::from(STDIN)),
-        false => (read_lines(&texts)?, texts),
-    };
+    let (lines, texts) = lines_or_stdin(&texts)?;
     let beside = |file: &Option<PathBuf>, what: &str| -> Result<Vec<String>> {
         let Some(file) = file else { return Ok(vec![]) };
         let found = read_lines(file)?;
@@ -200,14 +192,6 @@ fn slots(
         }
         (None, false) => Ok(vec![adapters.slot_of_all(); n_texts]),
     }
-}
-
-fn stdin_lines() -> Result<Vec<String>> {
-    let mut bytes = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut bytes)
-        .map_err(Error::read(STDIN))?;
-    Ok(lines_of(bytes, Path::new(STDIN))?)
 }
 
 fn normalize(features: &mut Features) {

@@ -20,6 +20,7 @@ mod plan;
 mod plan_time;
 mod profile;
 mod run_folder;
+mod search;
 mod sweep;
 mod sweep_args;
 mod term;
@@ -81,6 +82,8 @@ enum Command {
     Encode(encode::Args),
     /// Turn pictures into features by a vision tower, each once.
     Features(features::Args),
+    /// Find the images nearest to a sentence, or the captions nearest to an image.
+    Search(Box<search::Args>),
     /// Show what would be trained and what memory it takes.
     Plan(Box<plan::Args>),
     /// Show what is in a checkpoint, an adapter or a feature file.
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(*args, output),
         Command::Encode(args) => encode::run(args, output),
         Command::Features(args) => features::run(args, output),
+        Command::Search(args) => search::run(*args, output),
         Command::Plan(args) => plan::run(*args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Convert(args) => convert::run(args, output),

@@ -30,7 +30,7 @@ pub const MAX_TOKENS: usize = 96;
 const EMBED_DIM: usize = 16;
 
 /// The commands that take a device.
-const COMPUTE: [&str; 4] = ["train", "eval", "encode", "sweep"];
+const COMPUTE: [&str; 5] = ["train", "eval", "encode", "sweep", "search"];
 
 /// `train` with everything but --out: 8 steps, evaluated after 4 and 8.
 pub const TRAIN: [&str; 17] = [
