@@ -329,6 +329,31 @@ fn settings_are_read() {
         (newer.filter, newer.std),
         (Filter::Bilinear, [1.0, 2.0, 3.0])
     );
+    // Steps that are left out; a picture of the right size goes through as it is.
+    let mut bare = json!({"size": {"height": 4, "width": 4}});
+    for step in ["do_resize", "do_rescale", "do_normalize"] {
+        bare[step] = json!(false);
+    }
+    let bare = read(file, bare).expect("reads");
+    assert_eq!((bare.resize, bare.crop), (Resize::Keep, 4));
+    let whole = picture(4, 4);
+    let seen = bare.crop(&whole).expect("a crop");
+    assert_eq!(seen, whole);
+    let red: Vec<f32> = whole
+        .rgb()
+        .iter()
+        .step_by(3)
+        .map(|v| f32::from(*v))
+        .collect();
+    assert_eq!(bare.normalise(&seen)[..16], red);
+    // What a file does not say is the tower's, or OpenAI's; null is not said.
+    let parts = json!({"image_processor": {"rescale_factor": 0.003_921_568_627_450_98,
+        "size": null, "crop_pct": null}, "tokenizer": {}});
+    let parts = read("processor_config.json", parts).expect("reads");
+    assert_eq!(parts, Preprocess::clip(32));
+    let squash = json!({"preprocess_cfg": {"resize_mode": "squash"}});
+    let squash = read("open_clip_config.json", squash).expect("reads");
+    assert_eq!(squash.resize, Resize::To(32, 32));
     let open = json!({"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "interpolation": "bicubic"}});
     let open = read("open_clip_config.json", open).expect("reads");
     assert_eq!((open.crop, open.mean), (32, [0.5; 3]));
@@ -345,12 +370,23 @@ fn settings_are_read() {
         (
             "do_center_crop",
             json!(false),
-            "do_center_crop is false, expected true",
+            "do_center_crop is false, expected true where pictures are not resized to",
         ),
         (
             "rescale_factor",
+            json!(0),
+            "rescale_factor is 0, expected a number above 0",
+        ),
+        (
+            "do_resize",
             json!(1),
-            "rescale_factor is 1, expected 1 / 255",
+            "do_resize is 1, expected true or false",
+        ),
+        ("do_pad", json!(true), "do_pad is true, expected false"),
+        (
+            "size",
+            json!({"shortest_edge": 2, "longest_edge": 3}),
+            "expected a side",
         ),
         (
             "crop_size",

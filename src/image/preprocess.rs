@@ -23,6 +23,8 @@ pub enum Resize {
     Shorter(usize),
     /// (height, width), whatever the shape was.
     To(usize, usize),
+    /// What they were.
+    Keep,
 }
 
 /// How a picture becomes what a tower reads.
@@ -36,9 +38,11 @@ pub struct Preprocess {
     pub order: PassOrder,
     /// Side of the square that is cut from the middle.
     pub crop: usize,
-    /// Subtracted from each channel's values in 0 to 1.
+    /// What 8-bit values are divided by first: 255 where they are to lie in 0 to 1.
+    pub range: f32,
+    /// Subtracted from each channel's values then.
     pub mean: [f32; 3],
-    /// What they are divided by then.
+    /// What they are divided by last.
     pub std: [f32; 3],
 }
 
@@ -50,23 +54,32 @@ impl Preprocess {
             filter: Filter::Bicubic,
             order: PassOrder::default(),
             crop: side,
+            range: 255.0,
             mean: MEAN,
             std: STD,
         }
     }
 
-    /// What a folder's preprocessor_config.json or open_clip_config.json says; OpenAI's where it has
-    /// neither, for pictures of `side`, which is asked for then only.
+    /// What a folder's preprocessor_config.json, processor_config.json or open_clip_config.json says;
+    /// OpenAI's where it has none, for pictures of `side`, which is asked for only where no file says
+    /// it.
     ///
     /// # Errors
     /// A file that can't be read, or one that asks for what is not done here.
     pub fn read(folder: &Path, side: impl FnOnce() -> Result<usize>) -> Result<Preprocess> {
-        let file = folder.join("preprocessor_config.json");
-        if file.is_file() {
-            return Reader::open(&file)?.hugging_face();
+        let found = |name: &str| Some(folder.join(name)).filter(|file| file.is_file());
+        if let Some(file) = found("preprocessor_config.json") {
+            return Reader::open(&file)?.hugging_face(side);
         }
-        let file = folder.join("open_clip_config.json");
-        if file.is_file() {
+        // Newer processors keep all their parts in one file.
+        if let Some(file) = found("processor_config.json") {
+            let mut reader = Reader::open(&file)?;
+            if let Some(own) = reader.value.get_mut("image_processor").map(Value::take) {
+                reader.value = own;
+                return reader.hugging_face(side);
+            }
+        }
+        if let Some(file) = found("open_clip_config.json") {
             return Reader::open(&file)?.open_clip(side()?);
         }
         Ok(Preprocess::clip(side()?))
@@ -81,6 +94,7 @@ impl Preprocess {
         let (w, h) = (picture.width(), picture.height());
         let size = match self.resize {
             Resize::To(height, width) => (width, height),
+            Resize::Keep => (w, h),
             Resize::Shorter(n) if w <= h => (n, scaled(n, h, w)),
             Resize::Shorter(n) => (scaled(n, w, h), n),
         };
@@ -108,8 +122,8 @@ impl Preprocess {
     pub fn normalise(&self, square: &Picture) -> Vec<f32> {
         let (pixels, _) = square.rgb().as_chunks::<3>();
         let channel = |c: usize| {
-            let (mean, std) = (self.mean[c], self.std[c]);
-            let value = move |p: &[u8; 3]| (f32::from(p[c]) / 255.0 - mean) / std;
+            let (range, mean, std) = (self.range, self.mean[c], self.std[c]);
+            let value = move |p: &[u8; 3]| (f32::from(p[c]) / range - mean) / std;
             pixels.iter().map(value)
         };
         (0..3).flat_map(channel).collect()
@@ -144,58 +158,117 @@ impl Reader<'_> {
         Ok(Reader { file, value })
     }
 
-    fn hugging_face(&self) -> Result<Preprocess> {
-        for step in [
-            "do_resize",
-            "do_center_crop",
-            "do_rescale",
-            "do_normalize",
-            "do_convert_rgb",
-        ] {
-            if self.value.get(step).and_then(Value::as_bool) == Some(false) {
-                return Err(self.refuse(step, "true"));
-            }
-        }
-        let scale = self.value.get("rescale_factor").filter(|v| !v.is_null());
-        let is_byte = |v: &Value| v.as_f64().is_some_and(|v| (v * 255.0 - 1.0).abs() < 1e-6);
-        if scale.is_some_and(|v| !is_byte(v)) {
-            return Err(self.refuse("rescale_factor", "1 / 255"));
-        }
-        let filter = match self.value.get("resample").filter(|v| !v.is_null()) {
-            None => Filter::Bicubic,
-            Some(v) if v.as_u64() == Some(3) => Filter::Bicubic,
-            Some(v) if v.as_u64() == Some(2) => Filter::Bilinear,
-            Some(_) => return Err(self.refuse("resample", "3 (bicubic) or 2 (bilinear)")),
+    fn hugging_face(&self, side: impl FnOnce() -> Result<usize>) -> Result<Preprocess> {
+        self.check_others()?;
+        let (size, crop) = (self.sides("size")?, self.crop_size()?);
+        let crop = match (crop, size) {
+            (Some(crop), _) => crop,
+            (None, Some(Resize::To(n, m))) if n == m => n,
+            (None, Some(Resize::Shorter(n))) => n,
+            _ => side()?,
         };
-        let crop = match self.sides("crop_size")? {
-            Some(Resize::To(h, w)) if h == w => h,
-            Some(Resize::Shorter(n)) => n,
-            _ => return Err(self.refuse("crop_size", "the side of a square")),
+        let resize = match self.does("do_resize")? {
+            true => size.unwrap_or(Resize::Shorter(crop)),
+            false => Resize::Keep,
         };
-        let resize = self.sides("size")?;
+        if !self.does("do_center_crop")? && resize != Resize::To(crop, crop) {
+            let expected = "true where pictures are not resized to the tower's square";
+            return Err(self.refuse("do_center_crop", expected));
+        }
+        let [mean, std] = match self.does("do_normalize")? {
+            true => [
+                self.triple(&self.value, "image_mean")?.unwrap_or(MEAN),
+                self.triple(&self.value, "image_std")?.unwrap_or(STD),
+            ],
+            false => [[0.0; 3], [1.0; 3]],
+        };
         Ok(Preprocess {
-            resize: resize.ok_or_else(|| self.refuse("size", "the shorter side, or both"))?,
-            filter,
+            resize,
+            filter: self.filter()?,
             order: PassOrder::default(),
             crop,
-            mean: self.triple(&self.value, "image_mean")?.unwrap_or(MEAN),
-            std: self.triple(&self.value, "image_std")?.unwrap_or(STD),
+            range: self.range()?,
+            mean,
+            std,
         })
+    }
+
+    /// Refuses other processors' steps that change pixels.
+    fn check_others(&self) -> Result<()> {
+        for step in ["do_pad", "do_flip_channel_order"] {
+            if self.get(step).and_then(Value::as_bool) == Some(true) {
+                return Err(self.refuse(step, "false"));
+            }
+        }
+        match self.get("crop_pct") {
+            Some(_) => Err(self.refuse("crop_pct", "null")),
+            None => Ok(()),
+        }
+    }
+
+    /// Pillow's number of a filter.
+    fn filter(&self) -> Result<Filter> {
+        match self.get("resample").map(Value::as_u64) {
+            None | Some(Some(3)) => Ok(Filter::Bicubic),
+            Some(Some(2)) => Ok(Filter::Bilinear),
+            Some(_) => Err(self.refuse("resample", "3 (bicubic) or 2 (bilinear)")),
+        }
+    }
+
+    /// A field that is there and not null.
+    fn get(&self, field: &str) -> Option<&Value> {
+        self.value.get(field).filter(|v| !v.is_null())
+    }
+
+    /// Whether a step is taken: it is, unless the file says otherwise.
+    fn does(&self, step: &str) -> Result<bool> {
+        match self.get(step) {
+            None => Ok(true),
+            Some(v) => v
+                .as_bool()
+                .ok_or_else(|| self.refuse(step, "true or false")),
+        }
+    }
+
+    /// What values are divided by; files say what they are multiplied with.
+    fn range(&self) -> Result<f32> {
+        if !self.does("do_rescale")? {
+            return Ok(1.0);
+        }
+        let factor = match self.get("rescale_factor") {
+            None => return Ok(255.0),
+            Some(v) => v.as_f64().filter(|f| f.is_finite() && *f > 0.0),
+        };
+        let factor = factor.ok_or_else(|| self.refuse("rescale_factor", "a number above 0"))?;
+        Ok((1.0 / factor) as f32)
+    }
+
+    /// The side of the square that is cut out, where the file says it.
+    fn crop_size(&self) -> Result<Option<usize>> {
+        match self.sides("crop_size")? {
+            None => Ok(None),
+            Some(Resize::Shorter(n)) => Ok(Some(n)),
+            Some(Resize::To(h, w)) if h == w => Ok(Some(h)),
+            Some(_) => Err(self.refuse("crop_size", "the side of a square")),
+        }
     }
 
     fn open_clip(&self, side: usize) -> Result<Preprocess> {
         let none = Value::Null;
         let own = self.value.get("preprocess_cfg").unwrap_or(&none);
         let text = |field: &str| own.get(field).and_then(Value::as_str);
-        if text("resize_mode").is_some_and(|mode| mode != "shortest") {
-            return Err(self.refuse("resize_mode", "\"shortest\""));
-        }
+        let resize = match text("resize_mode") {
+            None | Some("shortest") => Resize::Shorter(side),
+            Some("squash") => Resize::To(side, side),
+            Some(_) => return Err(self.refuse("resize_mode", "\"shortest\" or \"squash\"")),
+        };
         let filter = match text("interpolation") {
             None | Some("bicubic") => Filter::Bicubic,
             Some("bilinear") => Filter::Bilinear,
             Some(_) => return Err(self.refuse("interpolation", "\"bicubic\" or \"bilinear\"")),
         };
         Ok(Preprocess {
+            resize,
             filter,
             mean: self.triple(own, "mean")?.unwrap_or(MEAN),
             std: self.triple(own, "std")?.unwrap_or(STD),
@@ -205,7 +278,7 @@ impl Reader<'_> {
 
     /// `224`, `{"shortest_edge": 224}` or `{"height": 224, "width": 224}`.
     fn sides(&self, field: &str) -> Result<Option<Resize>> {
-        let Some(value) = self.value.get(field).filter(|v| !v.is_null()) else {
+        let Some(value) = self.get(field) else {
             return Ok(None);
         };
         let side = |v: Option<&Value>| {
@@ -213,7 +286,10 @@ impl Reader<'_> {
             n.filter(|n| (1..=1 << 14).contains(n))
         };
         let sides = match (side(Some(value)), side(value.get("shortest_edge"))) {
-            (Some(n), _) | (_, Some(n)) => Some(Resize::Shorter(n)),
+            // Both edges bound the longer side as well.
+            (Some(n), _) | (_, Some(n)) if value.get("longest_edge").is_none() => {
+                Some(Resize::Shorter(n))
+            }
             _ => match (side(value.get("height")), side(value.get("width"))) {
                 (Some(h), Some(w)) => Some(Resize::To(h, w)),
                 _ => None,
