@@ -395,12 +395,12 @@ fn ten_thousand_features_are_read_at_once() {
         .enumerate()
         .map(|(i, row)| (digest(&i.to_le_bytes()), &row[..]))
         .collect();
-    FeatureCache::open(dir.path(), &key, 512)
+    FeatureCache::open(dir.path(), &key, 512, |_| ())
         .expect("opens")
         .add(&named)
         .expect("added");
     let start = Instant::now();
-    let cache = FeatureCache::open(dir.path(), &key, 512).expect("opens");
+    let cache = FeatureCache::open(dir.path(), &key, 512, |_| ()).expect("opens");
     let took = start.elapsed();
     println!("10,000 features of 512: {took:?}");
     assert_eq!(cache.len(), 10_000);

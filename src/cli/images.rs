@@ -70,7 +70,12 @@ impl VisionArgs {
         };
         let files = VisionFiles::open(&folder, Some(preprocess.crop))?;
         let key = key(&files, &preprocess, "f32")?;
-        let cache = FeatureCache::open(&self.folder()?, &key, files.config.embed_dim)?;
+        let cache = FeatureCache::open(&self.folder()?, &key, files.config.embed_dim, |path| {
+            eprintln!(
+                "waiting for another crosstune, which has {} open",
+                path.display()
+            );
+        })?;
         if cache.torn() > 0 {
             warn(format_args!(
                 "{}: an earlier run was cut off; {} bytes at its end are gone",

@@ -6,7 +6,7 @@
 //! tower's can be taken for it.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -59,18 +59,31 @@ pub struct FeatureCache {
 
 impl FeatureCache {
     /// Opens the file of a key in `folder`, or begins it. Another process that has it open is waited
-    /// for.
+    /// for; `waiting` is called before that, with the file.
     ///
     /// # Errors
     /// A folder or file that can't be made or read; a file of that name that is something else.
-    pub fn open(folder: &Path, key: &Digest, dim: usize) -> Result<FeatureCache> {
+    pub fn open(
+        folder: &Path,
+        key: &Digest,
+        dim: usize,
+        waiting: impl FnOnce(&Path),
+    ) -> Result<FeatureCache> {
         fs::create_dir_all(folder).map_err(Error::write(folder))?;
         let name: String = key[..16].iter().map(|b| format!("{b:02x}")).collect();
         let path = folder.join(format!("features-{name}.bin"));
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let file = options.open(&path).map_err(Error::write(&path))?;
-        file.lock().map_err(Error::write(&path))?;
+        let locked = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                waiting(&path);
+                file.lock()
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        locked.map_err(Error::write(&path))?;
         let mut head = MAGIC.to_vec();
         head.extend((dim as u32).to_le_bytes());
         head.extend(key);
@@ -224,7 +237,7 @@ mod tests {
     fn what_was_added_is_there_and_a_torn_end_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let key = digest(b"tower");
-        let mut cache = FeatureCache::open(dir.path(), &key, 3).unwrap();
+        let mut cache = FeatureCache::open(dir.path(), &key, 3, |_| ()).unwrap();
         let (a, b) = (digest(b"a"), digest(b"b"));
         cache.add(&[(a, &[1.0, 2.0, 3.0])]).unwrap();
         cache
@@ -235,7 +248,7 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         let reopened = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            FeatureCache::open(dir.path(), &key, 3).unwrap()
+            FeatureCache::open(dir.path(), &key, 3, |_| ()).unwrap()
         };
         assert_eq!(rows(&reopened(&bytes)), whole);
         for cut in 0..bytes.len() {
@@ -248,7 +261,7 @@ mod tests {
                 .add(&[(b, &[4.0, 5.0, f32::MIN_POSITIVE]), (a, &[1.0, 2.0, 3.0])])
                 .unwrap();
             drop(cache);
-            let cache = FeatureCache::open(dir.path(), &key, 3).unwrap();
+            let cache = FeatureCache::open(dir.path(), &key, 3, |_| ()).unwrap();
             assert_eq!((rows(&cache), cache.torn()), (whole.clone(), 0), "{cut}");
         }
         let mut damaged = bytes.clone();
@@ -256,15 +269,37 @@ mod tests {
         assert!(reopened(&damaged).is_empty());
         // Another key has another file; a file of another key is refused.
         assert!(
-            FeatureCache::open(dir.path(), &digest(b"x"), 3)
+            FeatureCache::open(dir.path(), &digest(b"x"), 3, |_| ())
                 .unwrap()
                 .is_empty()
         );
         fs::write(&path, b"something else").unwrap();
-        let text = match FeatureCache::open(dir.path(), &key, 3) {
+        let text = match FeatureCache::open(dir.path(), &key, 3, |_| ()) {
             Ok(_) => panic!("opened"),
             Err(e) => e.to_string(),
         };
         assert!(text.contains("is no cache of these features"), "{text}");
+    }
+
+    #[test]
+    fn a_second_process_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = digest(b"tower");
+        let mut first =
+            FeatureCache::open(dir.path(), &key, 1, |_| panic!("nobody has it")).unwrap();
+        let (waits, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                FeatureCache::open(dir.path(), &key, 1, |path| {
+                    waits.send(path.to_owned()).unwrap()
+                })
+                .unwrap()
+                .len()
+            });
+            assert_eq!(told.recv().unwrap(), first.path());
+            first.add(&[(digest(b"a"), &[1.0])]).unwrap();
+            drop(first);
+            assert_eq!(second.join().unwrap(), 1);
+        });
     }
 }
