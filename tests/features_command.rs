@@ -70,7 +70,10 @@ fn tower(folder: &Path) {
 
 /// A PNG of a formula.
 fn picture(seed: usize) -> Vec<u8> {
-    let (w, h) = (20 + seed % 30, 40 - seed % 13);
+    png(20 + seed % 30, 40 - seed % 13, seed)
+}
+
+fn png(w: usize, h: usize, seed: usize) -> Vec<u8> {
     let value = |i: usize| (i * (seed + 3) / 2 + seed * 17) as u8;
     let rgb: Vec<u8> = (0..3 * w * h).map(value).collect();
     let mut out = vec![];
@@ -97,17 +100,21 @@ fn world() -> World {
     world
 }
 
-const FEATURES: [&str; 6] = [
+const FEATURES: [&str; 5] = [
     "features",
     "--vision=vision",
-    "--images=photos",
     "--cache=cache",
     "--quiet",
     "--force",
 ];
+const PHOTOS: &str = "--images=photos";
 
 fn features(world: &World, more: &[&str]) -> Ran {
-    world.run([&FEATURES, more].concat())
+    features_of(world, PHOTOS, more)
+}
+
+fn features_of(world: &World, images: &str, more: &[&str]) -> Ran {
+    world.run([&FEATURES, &[images][..], more].concat())
 }
 
 /// Runs the command with --json; how many features it computed.
@@ -147,7 +154,8 @@ fn a_picture_is_computed_once() {
     let ran = world.run([&args[..], &list].concat()).ok().json();
     assert_eq!((&ran["computed"], &ran["images"]), (&json!(0), &json!(1)));
     let one = Features::load(&world.path("c.safetensors")).expect("loads");
-    assert_eq!(one.names, [format!("{coco}#77")]);
+    // A caption's id is no part of a picture's name, in no data set.
+    assert_eq!(one.names, [coco]);
     assert_eq!(one.values, all.row(0));
     // One more picture is one more feature; another content under a known name is seen.
     fs::write(world.path("photos/zz.png"), picture(999)).expect("written");
@@ -228,6 +236,76 @@ fn unreadable_pictures_are_listed() {
 }
 
 #[test]
+fn odd_pictures_go_through() {
+    let world = world();
+    fs::create_dir_all(world.path("odd/below")).expect("made");
+    for (name, w, h) in [
+        ("a.png", 1, 1),
+        ("b.png", 12_000, 30),
+        ("below/c.png", 30, 12_000),
+    ] {
+        fs::write(world.path("odd").join(name), png(w, h, 7)).expect("written");
+    }
+    features_of(&world, "--images=odd", &["--out=odd.safetensors"]).ok();
+    let odd = Features::load(&world.path("odd.safetensors")).expect("loads");
+    assert_eq!(odd.names, ["a.png", "b.png", "below/c.png"]);
+    let Some(shared) = common::shared() else {
+        return;
+    };
+    let images = format!("--images={}", shared.join("data/images").display());
+    let ran = features_of(&world, &images, &["--out=coco.safetensors", "--json"]).ok();
+    assert_eq!(ran.json()["images"], json!(41));
+}
+
+#[test]
+fn lists_of_data_sets_are_found() {
+    let world = world();
+    let put = |path: &str, bytes: &[u8]| {
+        let path = world.path(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(path, bytes).expect("written");
+    };
+    let [train, val] = ["COCO_train2014_1.jpg", "COCO_val2014_2.jpg"];
+    put(&format!("coco/train2014/{train}"), &picture(1));
+    put(&format!("coco/val2014/{val}"), &picture(2));
+    put("flickr/flickr30k-images/1000.jpg", &picture(3));
+    put(
+        "xtd/XTD10/test_image_names.txt",
+        format!("{val}\n{train}\n").as_bytes(),
+    );
+    let lists = "m30k/data/task1/image_splits";
+    for split in ["train", "val", "test_2016_flickr"] {
+        put(&format!("{lists}/{split}.txt"), b"1000.jpg\n");
+    }
+    put(
+        &format!("{lists}/test_2017_mscoco.txt"),
+        format!("{train}#36\n{val}#7\n").as_bytes(),
+    );
+    put("m30k/data/task1/raw/train.en", b"a text\n");
+    let names = |images: &str, args: &[&str]| {
+        features_of(&world, images, &[args, &["--out=a.safetensors"]].concat()).ok();
+        Features::load(&world.path("a.safetensors"))
+            .expect("loads")
+            .names
+    };
+    assert_eq!(names("--images=coco", &["--xtd10=xtd"]), [val, train]);
+    assert_eq!(names("--images=flickr", &["--multi30k=m30k"]), ["1000.jpg"]);
+    let mscoco = ["--multi30k=m30k", "--split=test_2017_mscoco"];
+    assert_eq!(names("--images=coco", &mscoco), [train, val]);
+    let ran = features_of(
+        &world,
+        "--images=flickr",
+        &["--xtd10=xtd", "--out=b.safetensors"],
+    );
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("flickr: lacks 2 of 2 pictures"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
 fn mistakes_are_told() {
     let world = world();
     fs::write(world.path("list.txt"), "gone.jpg\nlost.jpg\n").expect("written");
@@ -260,7 +338,7 @@ fn mistakes_are_told() {
                 "--list=list.txt",
                 "--out=x",
             ],
-            "photos: lacks 2 of 2 pictures: gone.jpg, lost.jpg; looked for the first at photos/gone.jpg",
+            "photos: lacks 2 of 2 pictures, in it or in folders below: gone.jpg, lost.jpg",
         ),
         (
             vec![
@@ -310,6 +388,7 @@ fn a_kill_loses_nothing_that_was_computed() {
     fs::rename(world.path("cache"), world.path("first")).expect("renamed");
     let mut child = Command::new(env!("CARGO_BIN_EXE_crosstune"))
         .args(FEATURES)
+        .arg(PHOTOS)
         .args(["--out=again.safetensors", "--threads=1"])
         .current_dir(world.path(""))
         .stderr(Stdio::null())

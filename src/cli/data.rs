@@ -50,8 +50,8 @@ pub struct DataArgs {
     /// Image features: .safetensors (tensor image_features, metadata names) or .npy in list order.
     #[arg(long, value_name = "FILE")]
     pub features: Option<PathBuf>,
-    /// Instead of --features: the folder of the pictures that the data set names, in it or where
-    /// COCO's and Flickr30K's conventions put them below it.
+    /// Instead of --features: the folder of the pictures that the data set names, in it or
+    /// anywhere below it, as COCO's and Flickr30K's are published.
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
     #[command(flatten)]

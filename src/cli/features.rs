@@ -7,11 +7,12 @@ use std::time::Instant;
 use anyhow::Result;
 use crosstune::data::captions::read_lines;
 use crosstune::data::features::Features;
+use crosstune::data::{self, Source, Task};
 use crosstune::image::list;
 use crosstune::tensor::Dtype;
 use serde_json::json;
 
-use super::data::required;
+use super::data::{names_in, required};
 use super::images::{Unread, VisionArgs, check};
 use super::{Output, check_target};
 
@@ -20,18 +21,27 @@ use super::{Output, check_target};
 #[command(after_help = "Examples:
   crosstune features --vision clip-vit-base-patch32 --images photos/ --out photos.safetensors
   crosstune features --vision clip-vit-base-patch32 --images coco/ \\
-    --list XTD10/test_image_names.txt --out xtd10.safetensors
+    --xtd10 Cross-lingual-Test-Dataset-XTD10 --out xtd10.safetensors
 Each picture is computed once, whatever folder or name it has later; stopped in any way, the same
 command goes on.")]
 pub struct Args {
     /// The folder of the pictures.
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// One name a line, plain or gzipped: pictures to encode, in this order, in --images or where
-    /// COCO's and Flickr30K's conventions put them below it [default: all .jpg, .jpeg and .png
-    /// files, by name].
-    #[arg(long, value_name = "FILE")]
+    /// One name a line, plain or gzipped: pictures to encode, in this order, found in --images or
+    /// anywhere below it [default: all pictures there, by name].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["multi30k", "xtd10"])]
     list: Option<PathBuf>,
+    /// The pictures that Multi30K's published repository lists (COCO's or Flickr30K's folders).
+    #[arg(long, value_name = "DIR", conflicts_with = "xtd10")]
+    multi30k: Option<PathBuf>,
+    /// Of Multi30K, those of some splits, such as test_2017_mscoco [default:
+    /// train,val,test_2016_flickr].
+    #[arg(long, value_name = "A,B", value_delimiter = ',', requires = "multi30k")]
+    split: Vec<String>,
+    /// The pictures that XTD10's published repository lists.
+    #[arg(long, value_name = "DIR")]
+    xtd10: Option<PathBuf>,
     #[command(flatten)]
     vision: VisionArgs,
     /// Leave out pictures that can't be read; they are listed.
@@ -51,18 +61,55 @@ pub struct Args {
     threads: Option<usize>,
 }
 
+/// The splits that the protocol of Multi30K takes.
+const SPLITS: [&str; 3] = ["train", "val", "test_2016_flickr"];
+
+impl Args {
+    /// The pictures that a list names, by the names that data sets have for them.
+    fn names(&self) -> Result<Option<Vec<String>>> {
+        let translations = None;
+        let (source, splits) = match (&self.list, &self.multi30k, &self.xtd10) {
+            (Some(file), ..) => {
+                let names = read_lines(file)?;
+                let names = names.iter().map(|name| list::without_id(name).to_owned());
+                return Ok(Some(names.collect()));
+            }
+            (None, Some(root), _) => {
+                let (root, task) = (root.clone(), Task::Translation);
+                let source = Source::Multi30k {
+                    root,
+                    task,
+                    translations,
+                };
+                match self.split.is_empty() {
+                    true => (source, SPLITS.map(String::from).to_vec()),
+                    false => (source, self.split.clone()),
+                }
+            }
+            (None, None, Some(root)) => {
+                let root = root.clone();
+                let source = Source::Xtd10 { root, translations };
+                (source, vec!["all".to_string()])
+            }
+            (None, None, None) => return Ok(None),
+        };
+        let mut read = Vec::new();
+        for split in &splits {
+            read.push(data::load_split(&source, split, "en", &[])?.0);
+        }
+        Ok(Some(names_in(&read)))
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
     let start = Instant::now();
     let images = required(&args.images, "images", "DIR with pictures")?;
     let out = required(&args.out, "out", "FILE for the features")?;
     check_target(&out, args.force)?;
-    let pictures = match &args.list {
+    let pictures = match args.names()? {
         None => list::in_folder(&images)?,
-        Some(file) => {
-            let names = read_lines(file)?;
-            list::by_names(&images, &names)?
-        }
+        Some(names) => list::by_names(&images, &names)?,
     };
     let mut tower = args.vision.open(args.threads)?;
     let encoded = tower.encode(&pictures, output)?;

@@ -10,6 +10,7 @@ use super::translations::Translations;
 use super::{Role, Split, Warning, check_count, spellings};
 use crate::bad_input;
 use crate::error::Result;
+use crate::image::list::without_id;
 
 /// Which of Multi30K's two sets of captions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ impl<'a> Multi30k<'a> {
         };
         let names = read_lines(&path)?
             .iter()
-            .map(|name| strip_id(name).to_owned())
+            .map(|name| without_id(name).to_owned())
             .collect();
         Ok((path, names))
     }
@@ -184,27 +185,9 @@ impl<'a> Multi30k<'a> {
     }
 }
 
-/// `test_2017_mscoco` writes `NAME#CAPTION_ID`; the name alone.
-fn strip_id(name: &str) -> &str {
-    match name.rsplit_once('#') {
-        Some((file, id)) if !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()) => file,
-        _ => name,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn caption_ids_are_stripped_from_names() {
-        assert_eq!(
-            strip_id("COCO_train2014_000000117071.jpg#367178"),
-            "COCO_train2014_000000117071.jpg"
-        );
-        assert_eq!(strip_id("1000092795.jpg"), "1000092795.jpg");
-        assert_eq!(strip_id("a#b.jpg"), "a#b.jpg");
-    }
 
     #[test]
     fn task_numbers_are_checked() {

@@ -1,16 +1,19 @@
 //! Which pictures: all of a folder, or those that a list names, wherever a data set's convention puts
 //! them.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::bad_input;
 use crate::error::{Error, Result};
 
-/// Endings of files that a folder's listing takes for pictures.
-const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
-/// Folders that hold pictures in what COCO and Flickr30K publish, beside those that names tell.
-const FOLDERS: [&str; 4] = ["images", "flickr30k-images", "flickr30k_images", "test2017"];
+/// Endings of files that a folder's listing takes for pictures. The last are of pictures that are not
+/// read: whoever has some is told, and nothing is left out in silence.
+const ENDINGS: [&str; 13] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "heic", "heif",
+    "avif",
+];
 /// How many missing names a message lists.
 const TOLD: usize = 3;
 
@@ -23,13 +26,14 @@ pub struct Named {
     pub path: PathBuf,
 }
 
-/// All pictures in a folder and below it, by their paths in it with `/` between, sorted.
+/// All pictures in a folder and below it, by their paths in it with `/` between, sorted. Files and
+/// folders whose names begin with a dot are none.
 ///
 /// # Errors
 /// A folder that can't be read, or has none.
 pub fn in_folder(folder: &Path) -> Result<Vec<Named>> {
     let mut found = Vec::new();
-    walk(folder, "", &mut found)?;
+    walk(folder, "", &mut HashSet::new(), &mut found)?;
     found.sort_by(|a, b| a.name.cmp(&b.name));
     if found.is_empty() {
         return Err(bad_input!(
@@ -40,7 +44,16 @@ pub fn in_folder(folder: &Path) -> Result<Vec<Named>> {
     Ok(found)
 }
 
-fn walk(folder: &Path, prefix: &str, found: &mut Vec<Named>) -> Result<()> {
+fn walk(
+    folder: &Path,
+    prefix: &str,
+    seen: &mut HashSet<PathBuf>,
+    found: &mut Vec<Named>,
+) -> Result<()> {
+    // Links may lead back to where they lie.
+    if !seen.insert(fs::canonicalize(folder).map_err(Error::read(folder))?) {
+        return Ok(());
+    }
     for entry in fs::read_dir(folder).map_err(Error::read(folder))? {
         let entry = entry.map_err(Error::read(folder))?;
         let path = entry.path();
@@ -50,9 +63,12 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Named>) -> Result<()> {
                 path.display()
             ));
         };
+        if name.starts_with('.') {
+            continue;
+        }
         let name = format!("{prefix}{name}");
         if path.is_dir() {
-            walk(&path, &format!("{name}/"), found)?;
+            walk(&path, &format!("{name}/"), seen, found)?;
             continue;
         }
         let ending = path.extension().unwrap_or_default().to_string_lossy();
@@ -63,12 +79,20 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Named>) -> Result<()> {
     Ok(())
 }
 
-/// The pictures of a list, in its order. A name is looked for in `folder` itself, in the folder that
-/// COCO's names tell (`COCO_val2014_000000127510.jpg` in `val2014`) and in those of Flickr30K; what
-/// stands behind a `#`, a caption's id, is no part of a file's name.
+/// A name without what COCO's lists put behind it: `NAME#CAPTION_ID`.
+pub fn without_id(name: &str) -> &str {
+    match name.rsplit_once('#') {
+        Some((file, id)) if !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()) => file,
+        _ => name,
+    }
+}
+
+/// The pictures of a list, in its order; a name that stands again is skipped. A name, less a caption's
+/// id, is a path in `folder`, or else that of one file below it: COCO's names tell which folder's
+/// (`COCO_val2014_000000127510.jpg` is `val2014`'s) where several have it.
 ///
 /// # Errors
-/// Names that stand nowhere, the first few of which are told; a name that stands twice in the list.
+/// Names that no file has, or several have; the first few are told.
 pub fn by_names(folder: &Path, names: &[String]) -> Result<Vec<Named>> {
     if !folder.is_dir() {
         return Err(bad_input!(
@@ -76,13 +100,17 @@ pub fn by_names(folder: &Path, names: &[String]) -> Result<Vec<Named>> {
             folder.display()
         ));
     }
-    let mut seen = std::collections::HashSet::new();
-    let (mut found, mut missing) = (Vec::with_capacity(names.len()), Vec::new());
-    for name in names {
-        if !seen.insert(name) {
-            return Err(bad_input!("images: {name} stands twice in the list"));
-        }
-        match places(folder, name).into_iter().find(|p| p.is_file()) {
+    let mut seen = HashSet::new();
+    let once: Vec<&String> = names.iter().filter(|name| seen.insert(*name)).collect();
+    let mut below = Below::new(folder);
+    let (mut found, mut missing) = (Vec::with_capacity(once.len()), Vec::new());
+    for &name in &once {
+        let direct = [name, without_id(name)].map(|name| folder.join(name));
+        let path = match direct.into_iter().find(|path| path.is_file()) {
+            Some(path) => Some(path),
+            None => below.find(without_id(name))?,
+        };
+        match path {
             Some(path) => found.push(Named {
                 name: name.clone(),
                 path,
@@ -93,31 +121,78 @@ pub fn by_names(folder: &Path, names: &[String]) -> Result<Vec<Named>> {
     if missing.is_empty() {
         return Ok(found);
     }
-    let more = match missing.len() - missing.len().min(TOLD) {
+    let told = &missing[..missing.len().min(TOLD)];
+    let more = match missing.len() - told.len() {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    let first = missing[0];
-    let tried = places(folder, first);
-    let tried: Vec<String> = tried.iter().map(|p| p.display().to_string()).collect();
     Err(bad_input!(
-        "{}: lacks {} of {} pictures: {}{more}; looked for the first at {}",
+        "{}: lacks {} of {} pictures, in it or in folders below: {}{more}",
         folder.display(),
         missing.len(),
-        names.len(),
-        missing[..missing.len().min(TOLD)].join(", "),
-        tried.join(", ")
+        once.len(),
+        told.join(", ")
     ))
 }
 
-/// Where a picture may lie.
-fn places(folder: &Path, name: &str) -> Vec<PathBuf> {
-    let name = name.split('#').next().unwrap_or(name);
-    let mut fields = name.split('_');
-    let coco = (fields.next() == Some("COCO")).then(|| fields.next());
-    let own = coco.flatten().into_iter().chain(FOLDERS);
-    let below = own.map(|below| folder.join(below).join(name));
-    std::iter::once(folder.join(name)).chain(below).collect()
+/// The pictures in folders below one, by their files' names; listed when first asked for.
+struct Below<'a> {
+    folder: &'a Path,
+    by_file: Option<HashMap<String, Vec<Named>>>,
+}
+
+impl<'a> Below<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Below {
+            folder,
+            by_file: None,
+        }
+    }
+
+    fn find(&mut self, name: &str) -> Result<Option<PathBuf>> {
+        let by_file = match &mut self.by_file {
+            Some(by_file) => by_file,
+            none => none.insert(by_file(self.folder)?),
+        };
+        let file = name.rsplit('/').next().unwrap_or(name);
+        let all = by_file.get(file).map_or(&[][..], Vec::as_slice);
+        let mut fits: Vec<&Named> = all
+            .iter()
+            .filter(|one| Path::new(&one.name).ends_with(name))
+            .collect();
+        if fits.len() > 1 {
+            let coco = file
+                .strip_prefix("COCO_")
+                .and_then(|rest| rest.split('_').next());
+            let told = |one: &&Named| {
+                coco.is_some_and(|own| one.path.parent().is_some_and(|p| p.ends_with(own)))
+            };
+            if fits.iter().filter(|one| told(one)).count() == 1 {
+                fits.retain(|one| told(one));
+            }
+        }
+        match fits[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one.path.clone())),
+            [a, b, ..] => Err(bad_input!(
+                "{}: has {name} as {} and as {}; give the folder of one of them",
+                self.folder.display(),
+                a.name,
+                b.name
+            )),
+        }
+    }
+}
+
+fn by_file(folder: &Path) -> Result<HashMap<String, Vec<Named>>> {
+    let mut all = Vec::new();
+    walk(folder, "", &mut HashSet::new(), &mut all)?;
+    let mut by_file: HashMap<String, Vec<Named>> = HashMap::new();
+    for one in all {
+        let file = one.name.rsplit('/').next().unwrap_or_default().to_owned();
+        by_file.entry(file).or_default().push(one);
+    }
+    Ok(by_file)
 }
 
 #[cfg(test)]
@@ -133,11 +208,23 @@ mod tests {
             fs::write(path, b"x").unwrap();
         };
         put("val2014/COCO_val2014_000000000001.jpg");
+        put("copies/COCO_val2014_000000000001.jpg");
         put("flickr30k-images/1000.jpg");
         put("b.PNG");
+        put("c/d.gif");
         put("notes.txt");
-        let names = ["COCO_val2014_000000000001.jpg#42", "1000.jpg", "b.PNG"].map(String::from);
-        let found = by_names(dir.path(), &names).unwrap();
+        put(".hidden/e.jpg");
+        put("c/.e.jpg");
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("c/back")).unwrap();
+        let names = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        let asked = names(&[
+            "COCO_val2014_000000000001.jpg#42",
+            "1000.jpg",
+            "b.PNG",
+            "1000.jpg",
+        ]);
+        let found = by_names(dir.path(), &asked).unwrap();
         let ends = found
             .iter()
             .map(|n| n.path.strip_prefix(dir.path()).unwrap());
@@ -149,26 +236,36 @@ mod tests {
                 Path::new("b.PNG")
             ]
         );
-        assert_eq!(found[0].name, names[0]);
+        assert_eq!(found[0].name, asked[0]);
         let all = in_folder(dir.path()).unwrap();
         let all: Vec<&str> = all.iter().map(|n| n.name.as_str()).collect();
         assert_eq!(
             all,
             [
                 "b.PNG",
+                "c/d.gif",
+                "copies/COCO_val2014_000000000001.jpg",
                 "flickr30k-images/1000.jpg",
                 "val2014/COCO_val2014_000000000001.jpg"
             ]
         );
-        let gone = ["a.jpg", "b.jpg", "b.PNG", "c.jpg", "d.jpg"].map(String::from);
-        let text = by_names(dir.path(), &gone).unwrap_err().to_string();
+        let says = |asked: &[&str]| by_names(dir.path(), &names(asked)).unwrap_err().to_string();
+        let text = says(&["a.jpg", "b.jpg", "b.PNG", "c.jpg", "e.jpg"]);
         assert!(
-            text.contains("lacks 4 of 5 pictures: a.jpg, b.jpg, c.jpg and 1 more"),
+            text.contains(
+                "lacks 4 of 5 pictures, in it or in folders below: a.jpg, b.jpg, c.jpg and 1 more"
+            ),
             "{text}"
         );
-        let twice = ["b.PNG", "b.PNG"].map(String::from);
-        let text = by_names(dir.path(), &twice).unwrap_err().to_string();
-        assert!(text.contains("b.PNG stands twice"), "{text}");
+        put("x/1000.jpg");
+        let text = says(&["1000.jpg"]);
+        assert!(text.contains("has 1000.jpg as "), "{text}");
+        assert!(text.contains("x/1000.jpg") && text.contains("flickr30k-images/1000.jpg"));
+        // A path says which.
+        assert_eq!(
+            by_names(dir.path(), &names(&["x/1000.jpg"])).unwrap().len(),
+            1
+        );
         let empty = tempfile::tempdir().unwrap();
         assert!(
             in_folder(empty.path())
@@ -176,5 +273,15 @@ mod tests {
                 .to_string()
                 .contains("has no pictures")
         );
+    }
+
+    #[test]
+    fn caption_ids_are_stripped_from_names() {
+        assert_eq!(
+            without_id("COCO_train2014_000000117071.jpg#367178"),
+            "COCO_train2014_000000117071.jpg"
+        );
+        assert_eq!(without_id("1000092795.jpg"), "1000092795.jpg");
+        assert_eq!(without_id("a#b.jpg"), "a#b.jpg");
     }
 }
