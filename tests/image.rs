@@ -10,7 +10,7 @@ use common::golden::floats;
 use common::{goldens, max_diff, shared};
 use crosstune::image::decode::decode;
 use crosstune::image::preprocess::{Preprocess, Resize};
-use crosstune::image::{Filter, PassOrder, Picture};
+use crosstune::image::{Filter, PassOrder, Picture, Window};
 use crosstune::weights::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 
@@ -191,6 +191,55 @@ fn odd_shapes_are_cropped() {
     assert_eq!(row(3)[12..], [0, 0, 0]);
 }
 
+#[test]
+fn either_order_of_passes_is_its_pillows() {
+    // Image.fromarray(pixels).resize((3, 2), filter) of Pillow 13.0.0 and 11.3.0.
+    let cases = [
+        (
+            (PassOrder::Cheapest, Filter::Bicubic),
+            [
+                132, 105, 125, 138, 122, 133, 136, 123, 122, 116, 128, 96, 133, 129, 109, 147, 156,
+                129,
+            ],
+        ),
+        (
+            (PassOrder::Cheapest, Filter::Bilinear),
+            [
+                132, 107, 125, 139, 122, 132, 136, 125, 123, 118, 128, 97, 132, 130, 111, 146, 154,
+                128,
+            ],
+        ),
+        (
+            (PassOrder::WidthFirst, Filter::Bicubic),
+            [
+                132, 105, 125, 138, 122, 133, 136, 124, 122, 116, 129, 96, 133, 129, 109, 146, 156,
+                129,
+            ],
+        ),
+        (
+            (PassOrder::WidthFirst, Filter::Bilinear),
+            [
+                132, 107, 125, 138, 122, 132, 136, 126, 123, 118, 128, 98, 132, 130, 110, 145, 153,
+                128,
+            ],
+        ),
+    ];
+    let tall = picture(5, 40);
+    for ((order, filter), want) in cases {
+        let small = tall.resize((3, 2), Window::all((3, 2)), filter, order);
+        assert_eq!(small.expect("resizes").rgb(), want, "{order:?} {filter:?}");
+        // A part is the same part of the whole.
+        let window = Window {
+            left: 1,
+            top: 1,
+            width: 2,
+            height: 1,
+        };
+        let part = tall.resize((3, 2), window, filter, order);
+        assert_eq!(part.expect("resizes").rgb(), &want[12..]);
+    }
+}
+
 /// A PNG of those values.
 fn png(colour: png::ColorType, depth: png::BitDepth, (w, h): (u32, u32), data: &[u8]) -> Vec<u8> {
     let mut out = vec![];
@@ -272,6 +321,20 @@ fn pngs_of_every_kind_become_rgb() {
         assert_eq!((got.width(), got.height()), (2, 1));
         assert_eq!(got.rgb(), want, "{colour:?} {depth:?}");
     }
+}
+
+#[test]
+fn a_grey_of_16_bits_with_a_transparent_value_is_cut_off_too() {
+    let mut out = vec![];
+    let mut encoder = png::Encoder::new(&mut out, 2, 1);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::Sixteen);
+    encoder.set_trns(vec![0, 9]);
+    let mut writer = encoder.write_header().expect("a header");
+    writer.write_image_data(&[0, 9, 1, 0]).expect("pixels");
+    writer.finish().expect("an end");
+    let got = decode(&out).expect("decodes");
+    assert_eq!(got.rgb(), [9, 9, 9, 255, 255, 255]);
 }
 
 #[test]

@@ -21,15 +21,24 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture> {
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(|e| broken(&e))?;
-    let info = decoder.info();
-    let (width, height) = info.map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
+    let (width, height) = decoder.dimensions().unwrap_or_default();
     check_size(width, height)?;
     if !is_whole(bytes) {
         return Err(bad_input!(
             "is a JPEG that was cut short: it has no end of image"
         ));
     }
-    let inks = decoder.input_colorspace() == Some(ColorSpace::CMYK);
+    let components = decoder.info().map_or(0, |info| info.components);
+    // An Adobe marker without a transform means four inks, or red, green and blue.
+    let inks = match (components, decoder.input_colorspace()) {
+        (1 | 3, _) => false,
+        (4, space) => space == Some(ColorSpace::CMYK),
+        _ => {
+            return Err(bad_input!(
+                "is a JPEG of {components} components; 1, 3 or 4 are read"
+            ));
+        }
+    };
     if inks {
         // As they are stored; the decoder's own rule rounds otherwise than Pillow's.
         decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::CMYK));
@@ -41,10 +50,30 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture> {
     }
 }
 
-/// Whether the last scan has an end. In a scan the byte ff is never followed by d9.
+/// Whether the picture has an end of image. Whatever a program appended behind it, such as a film,
+/// is not looked at.
 fn is_whole(bytes: &[u8]) -> bool {
-    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|w| w == marker);
-    last([0xff, 0xd9]) > last([0xff, 0xda])
+    // Behind the start of image.
+    let mut at = 2;
+    while let Some(next) = bytes
+        .get(at..)
+        .and_then(|rest| rest.iter().position(|b| *b == 0xff))
+    {
+        at += next + 1;
+        match bytes.get(at) {
+            Some(0xd9) => return true,
+            // Filling; a value of a scan; a restart.
+            Some(0xff) => {}
+            Some(0x00 | 0x01 | 0xd0..=0xd7) => at += 1,
+            Some(_) => match bytes.get(at + 1..at + 3) {
+                // A segment, whose length counts itself.
+                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+            None => return false,
+        }
+    }
+    false
 }
 
 /// Four inks, stored as what they leave white, as Pillow's `convert("RGB")` mixes them.

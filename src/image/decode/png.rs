@@ -18,29 +18,31 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture> {
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
     // Palettes and depths below 8 become 8 bits; 16 stay, since grey ones are clipped, not cut.
     decoder.set_transformations(Transformations::EXPAND);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(broken)?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
     check_size(width, height)?;
+    // A grey with one transparent value becomes grey with alpha, but is no other grey.
+    let grey = reader.info().color_type == ColorType::Grayscale;
     let Some(size) = reader.output_buffer_size() else {
         return Err(bad_input!("is a PNG too large for this machine's memory"));
     };
     let mut pixels = vec![0; size];
     let info = reader.next_frame(&mut pixels).map_err(broken)?;
     pixels.truncate(info.buffer_size());
-    Picture::new(
-        width,
-        height,
-        to_rgb(&pixels, info.color_type, info.bit_depth),
-    )
+    let wide = info.bit_depth == BitDepth::Sixteen;
+    let rgb = to_rgb(pixels, info.color_type, wide, grey);
+    Picture::new(width, height, rgb)
 }
 
-/// Values of each channel to three a pixel; alpha is dropped.
-fn to_rgb(pixels: &[u8], colour: ColorType, depth: BitDepth) -> Vec<u8> {
-    let wide = depth == BitDepth::Sixteen;
-    let values: Vec<u8> = match (wide, colour) {
-        (false, _) => pixels.to_vec(),
+/// Values of each channel, two bytes each where `wide`, to three a pixel; alpha is dropped. `grey` is
+/// whether the file's own pixels are of one value.
+fn to_rgb(pixels: Vec<u8>, colour: ColorType, wide: bool, grey: bool) -> Vec<u8> {
+    let values: Vec<u8> = match (wide, grey) {
+        (false, _) => pixels,
         // Pillow holds grey in 16 bits and cuts it off at 255; of others it takes the high byte.
-        (true, ColorType::Grayscale) => pixels
+        (true, true) => pixels
             .chunks_exact(2)
             .map(|b| if b[0] > 0 { 255 } else { b[1] })
             .collect(),
