@@ -17,6 +17,21 @@ const CONFIG: &str = "config.json";
 /// That of OpenCLIP's.
 const OPEN_CLIP: &str = "open_clip_config.json";
 
+/// Settings of OpenCLIP's that make another tower of the same tensors, or of others, and the value with
+/// which they do not.
+const OTHER_TOWERS: [(&str, &str); 10] = [
+    ("timm_model_name", "null"),
+    ("ls_init_value", "null"),
+    ("pool_type", "\"tok\""),
+    ("global_average_pool", "false"),
+    ("attentional_pool", "false"),
+    ("no_ln_pre", "false"),
+    ("input_patchnorm", "false"),
+    ("act_kwargs", "{}"),
+    ("norm_kwargs", "{}"),
+    ("qk_norm", "false"),
+];
+
 /// Heads, activation and eps, and the sizes that were said with them.
 pub(super) struct Settings {
     /// Who says so; the checkpoint where nothing else does.
@@ -199,16 +214,21 @@ fn hugging_face(file: PathBuf, layout: Layout) -> Result<Settings> {
     ];
     // What Dinov2Config calls so is no field of its own.
     if layout == Layout::HuggingFace {
-        fields.extend(["intermediate_size", "projection_dim"]);
+        fields.push("intermediate_size");
     }
-    let stated = stated(&file, value, &fields)?;
+    let mut all = stated(&file, value, &fields)?;
+    // Both towers of a CLIPModel project to one space: what its parts say of it is not read there, and
+    // may be left at 512.
+    if layout == Layout::HuggingFace {
+        all.extend(stated(&file, &whole, &["projection_dim"])?);
+    }
     Ok(Settings {
         file: Some(file),
         layout,
         heads: Heads::Are(heads),
         gelu,
         layer_norm_eps: eps as f32,
-        stated,
+        stated: all,
     })
 }
 
@@ -223,10 +243,12 @@ fn open_clip(file: PathBuf) -> Result<Settings> {
             file.display()
         ));
     };
-    for unknown in ["timm_model_name", "ls_init_value"] {
-        if vision.get(unknown).is_some_and(|v| !v.is_null()) {
+    for (field, plain) in OTHER_TOWERS {
+        let found = vision.get(field).filter(|v| !v.is_null());
+        let found = found.map_or_else(|| plain.to_string(), Value::to_string);
+        if found != plain {
             return Err(bad_input!(
-                "{}: vision_cfg has {unknown}; such towers are not supported",
+                "{}: vision_cfg.{field} is {found}, expected {plain}; such towers are not supported",
                 file.display()
             ));
         }
