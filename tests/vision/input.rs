@@ -9,6 +9,7 @@ use crosstune::weights::vision::VisionFiles;
 use crosstune::weights::write::{OutTensor, write_safetensors};
 use serde_json::{Value, json};
 
+use super::names::openai;
 use super::rig::{LEAST, Tensors, bare, folder, out};
 
 /// What is said of the least tower with these settings and tensors.
@@ -88,10 +89,7 @@ fn settings() {
 
 #[test]
 fn settings_of_open_clip() {
-    let tensors = Tensors::from([(
-        "visual.conv1.weight".into(),
-        (vec![1, 3, 1, 1], vec![0.0; 3]),
-    )]);
+    let tensors = openai(&LEAST.tensors());
     for (model, says) in [
         (json!({}), "has no model_cfg.vision_cfg"),
         (
@@ -105,6 +103,10 @@ fn settings_of_open_clip() {
         (
             json!({"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}}),
             "vision_cfg.norm_kwargs is {\"eps\":1e-6}, expected {}",
+        ),
+        (
+            json!({"vision_cfg": {"head_width": 64}}),
+            "found heads of 64 channels, expected a divisor of the width 8",
         ),
         (
             json!({"vision_cfg": {"image_size": [224, 224]}}),

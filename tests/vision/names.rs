@@ -64,7 +64,7 @@ fn openai_tensor(name: &str, shape: &[usize]) -> Option<(String, Vec<usize>)> {
 }
 
 /// A tower under OpenAI's names: fused, and the projection transposed.
-fn openai(tensors: &Tensors) -> Tensors {
+pub fn openai(tensors: &Tensors) -> Tensors {
     let renamed = tensors.iter().filter_map(|(name, (shape, values))| {
         let (renamed, to) = openai_tensor(name, shape)?;
         let values = if name.contains("q_proj") {

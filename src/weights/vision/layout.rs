@@ -22,6 +22,8 @@ pub(in crate::weights) enum Layout {
 
 /// The three linear layers of attention side by side, in the order of OpenAI's fused tensor.
 const QKV: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+/// The same as DINOv2 calls them.
+const DINO_QKV: [&str; 3] = ["query", "key", "value"];
 
 impl Layout {
     /// Recognises a checkpoint by its patches' embedding.
@@ -145,11 +147,43 @@ impl Layout {
 
     /// Where each value of the tower lies.
     pub(super) fn places(self, c: &VisionConfig, weights: &Checkpoint) -> Vec<Place> {
-        let mut out = Vec::new();
-        let mut whole = |value: &str, tensor: &str, shape: &[usize]| {
-            out.push(Place::whole(value, tensor, shape));
+        let mut out = self.embeddings(c, weights);
+        let dims = [c.hidden];
+        let [pre_norm, post_norm] = match self {
+            Layout::HuggingFace => [names::PRE_NORM, names::POST_NORM],
+            Layout::OpenAi => ["visual.ln_pre", "visual.ln_post"],
+            Layout::Dino => ["", "layernorm"],
         };
-        whole(names::PATCH, self.patch(), &[c.hidden, 3, c.patch, c.patch]);
+        if c.pre_norm {
+            out.extend(module(names::PRE_NORM, pre_norm, &dims, How::Whole));
+        }
+        out.extend(module(names::POST_NORM, post_norm, &dims, How::Whole));
+        for layer in 0..c.layers {
+            let from = format!("{}{layer}", self.blocks());
+            self.block((c.hidden, c.ffn), (&from, &names::block(layer)), &mut out);
+        }
+        if c.projection {
+            let own = Place::whole(
+                names::PROJECTION,
+                names::PROJECTION,
+                &[c.embed_dim, c.hidden],
+            );
+            out.push(match self {
+                Layout::OpenAi => Place {
+                    tensor: "visual.proj".into(),
+                    shape: vec![c.hidden, c.embed_dim],
+                    how: How::Transposed,
+                    ..own
+                },
+                _ => own,
+            });
+        }
+        out
+    }
+
+    /// Patches, class token and places.
+    fn embeddings(self, c: &VisionConfig, weights: &Checkpoint) -> Vec<Place> {
+        let patch = [c.hidden, 3, c.patch, c.patch];
         let table = self.table(weights, Some(c.image_size()));
         let (class, class_dims, table_dims) = match self {
             Layout::HuggingFace => (names::CLASS, vec![c.hidden], vec![c.tokens(), c.hidden]),
@@ -164,53 +198,14 @@ impl Layout {
                 vec![1, c.tokens(), c.hidden],
             ),
         };
-        whole(names::CLASS, class, &class_dims);
-        whole(names::POSITION, &table, &table_dims);
+        let mut out = vec![
+            Place::whole(names::PATCH, self.patch(), &patch),
+            Place::whole(names::CLASS, class, &class_dims),
+            Place::whole(names::POSITION, table, &table_dims),
+        ];
         if c.patch_bias {
             let bias = "embeddings.patch_embeddings.projection.bias";
-            whole(names::PATCH_BIAS, bias, &[c.hidden]);
-        }
-        let mut norm = |value: &str, module: &str| {
-            for part in ["weight", "bias"] {
-                let (value, tensor) = (format!("{value}.{part}"), format!("{module}.{part}"));
-                whole(&value, &tensor, &[c.hidden]);
-            }
-        };
-        if c.pre_norm {
-            norm(
-                names::PRE_NORM,
-                match self {
-                    Layout::OpenAi => "visual.ln_pre",
-                    _ => names::PRE_NORM,
-                },
-            );
-        }
-        norm(
-            names::POST_NORM,
-            match self {
-                Layout::HuggingFace => names::POST_NORM,
-                Layout::OpenAi => "visual.ln_post",
-                Layout::Dino => "layernorm",
-            },
-        );
-        for layer in 0..c.layers {
-            let from = format!("{}{layer}", self.blocks());
-            self.block((c.hidden, c.ffn), (&from, &names::block(layer)), &mut out);
-        }
-        if c.projection {
-            out.push(match self {
-                Layout::OpenAi => Place {
-                    value: names::PROJECTION.into(),
-                    tensor: "visual.proj".into(),
-                    shape: vec![c.hidden, c.embed_dim],
-                    how: How::Transposed,
-                },
-                _ => Place::whole(
-                    names::PROJECTION,
-                    names::PROJECTION,
-                    &[c.embed_dim, c.hidden],
-                ),
-            });
+            out.push(Place::whole(names::PATCH_BIAS, bias, &[c.hidden]));
         }
         out
     }
@@ -222,68 +217,44 @@ impl Layout {
         (from, to): (&str, &str),
         out: &mut Vec<Place>,
     ) {
-        let [norm1, norm2, dense, up, down] = match self {
-            Layout::HuggingFace => [
-                "layer_norm1",
-                "layer_norm2",
-                "self_attn.out_proj",
-                "mlp.fc1",
-                "mlp.fc2",
-            ],
-            Layout::OpenAi => ["ln_1", "ln_2", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"],
-            Layout::Dino => [
-                "norm1",
-                "norm2",
-                "attention.output.dense",
-                "mlp.fc1",
-                "mlp.fc2",
-            ],
+        let dense = match self {
+            Layout::HuggingFace => "self_attn.out_proj",
+            Layout::OpenAi => "attn.out_proj",
+            Layout::Dino => "attention.output.dense",
         };
-        let mut linear = |value: &str, module: &str, dims: &[usize], scale: Option<&str>| {
-            for part in ["weight", "bias"] {
-                let shape = if part == "weight" { dims } else { &dims[..1] };
-                let value = format!("{to}.{value}.{part}");
-                let place = Place::whole(value, format!("{from}.{module}.{part}"), shape);
-                let how = scale.map_or(How::Whole, |s| How::Scaled(format!("{from}.{s}.lambda1")));
-                out.push(Place { how, ..place });
-            }
+        let [norm1, norm2, up, down] = match self {
+            Layout::HuggingFace => ["layer_norm1", "layer_norm2", self.up(), "mlp.fc2"],
+            Layout::OpenAi => ["ln_1", "ln_2", self.up(), "mlp.c_proj"],
+            Layout::Dino => ["norm1", "norm2", self.up(), "mlp.fc2"],
         };
         // A scale of what a sub-layer gives is one of its last linear layer's rows.
-        let scale = |name: &'static str| (self == Layout::Dino).then_some(name);
-        linear("layer_norm1", norm1, &[hidden], None);
-        linear("layer_norm2", norm2, &[hidden], None);
-        linear(
-            "self_attn.out_proj",
-            dense,
-            &[hidden, hidden],
-            scale("layer_scale1"),
-        );
-        linear("mlp.fc1", up, &[ffn, hidden], None);
-        linear("mlp.fc2", down, &[hidden, ffn], scale("layer_scale2"));
-        match self {
-            Layout::OpenAi => {
-                for (i, which) in QKV.into_iter().enumerate() {
-                    let rows = i * hidden..(i + 1) * hidden;
-                    let fused = [
-                        ("weight", vec![3 * hidden, hidden]),
-                        ("bias", vec![3 * hidden]),
-                    ];
-                    out.extend(fused.map(|(part, shape)| Place {
-                        value: format!("{to}.self_attn.{which}.{part}"),
-                        tensor: format!("{from}.attn.in_proj_{part}"),
-                        shape,
-                        how: How::Rows(rows.clone()),
-                    }));
+        let scaled = |by: &str| match self {
+            Layout::Dino => How::Scaled(format!("{from}.{by}.lambda1")),
+            _ => How::Whole,
+        };
+        let square = [hidden, hidden];
+        let modules: [(&str, &str, &[usize], How); 5] = [
+            ("layer_norm1", norm1, &[hidden], How::Whole),
+            ("layer_norm2", norm2, &[hidden], How::Whole),
+            ("self_attn.out_proj", dense, &square, scaled("layer_scale1")),
+            ("mlp.fc1", up, &[ffn, hidden], How::Whole),
+            ("mlp.fc2", down, &[hidden, ffn], scaled("layer_scale2")),
+        ];
+        for (value, tensor, dims, how) in modules {
+            let (value, tensor) = (format!("{to}.{value}"), format!("{from}.{tensor}"));
+            out.extend(module(&value, &tensor, dims, how));
+        }
+        for (i, which) in QKV.into_iter().enumerate() {
+            let value = format!("{to}.self_attn.{which}");
+            let own = match self {
+                Layout::HuggingFace => format!("{from}.self_attn.{which}"),
+                Layout::Dino => format!("{from}.attention.attention.{}", DINO_QKV[i]),
+                Layout::OpenAi => {
+                    out.extend(fused(i, &value, &format!("{from}.attn.in_proj"), hidden));
+                    continue;
                 }
-            }
-            _ => {
-                let dino = ["query", "key", "value"].map(|w| format!("attention.attention.{w}"));
-                for (which, dino) in QKV.into_iter().zip(dino) {
-                    let own = format!("self_attn.{which}");
-                    let module = if self == Layout::Dino { &dino } else { &own };
-                    linear(&own, module, &[hidden, hidden], None);
-                }
-            }
+            };
+            out.extend(module(&value, &own, &square, How::Whole));
         }
     }
 
@@ -315,4 +286,30 @@ impl Layout {
             )),
         }
     }
+}
+
+/// Weight and bias of a module of that weight, which both lie in the same way.
+fn module(value: &str, tensor: &str, dims: &[usize], how: How) -> [Place; 2] {
+    ["weight", "bias"].map(|part| {
+        let shape = if part == "weight" { dims } else { &dims[..1] };
+        let place = Place::whole(format!("{value}.{part}"), format!("{tensor}.{part}"), shape);
+        Place {
+            how: how.clone(),
+            ..place
+        }
+    })
+}
+
+/// Weight and bias of the `i`th of three linear layers in one tensor.
+fn fused(i: usize, value: &str, tensor: &str, hidden: usize) -> [Place; 2] {
+    let parts = [
+        ("weight", vec![3 * hidden, hidden]),
+        ("bias", vec![3 * hidden]),
+    ];
+    parts.map(|(part, shape)| Place {
+        value: format!("{value}.{part}"),
+        tensor: format!("{tensor}_{part}"),
+        shape,
+        how: How::Rows(i * hidden..(i + 1) * hidden),
+    })
 }

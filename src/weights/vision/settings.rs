@@ -87,41 +87,13 @@ impl Settings {
 
     /// Joins settings and tensors.
     pub(super) fn join(&self, s: Sizes, weights: &Checkpoint) -> Result<VisionConfig> {
-        let file = self.file.as_deref().unwrap_or(weights.path()).display();
-        for (field, value) in &self.stated {
-            let found = match *field {
-                "hidden_size" | "width" => s.hidden,
-                "num_hidden_layers" | "layers" => s.layers,
-                "intermediate_size" => s.ffn,
-                "patch_size" => s.patch,
-                "projection_dim" | "embed_dim" => match s.projection {
-                    Some(projection) => projection,
-                    None => continue,
-                },
-                // DINOv2's is that of its first table.
-                _ if self.layout == Layout::Dino => continue,
-                _ => s.grid * s.patch,
-            };
-            if *value != found as u64 {
-                return Err(bad_input!(
-                    "{file}: {field} is {value}, but the tensors say {found}; the files belong to \
-                     different models"
-                ));
-            }
-        }
-        let heads = match self.heads {
-            Heads::Are(n) => n,
-            Heads::Of(channels) => s.hidden as u64 / channels.max(1),
-        } as usize;
-        if heads == 0 || !s.hidden.is_multiple_of(heads) {
-            return Err(bad_input!(
-                "{file}: found {heads} attention heads, expected a divisor of the width {}",
-                s.hidden
-            ));
-        }
+        let file = self.file.as_deref().unwrap_or(weights.path());
+        self.check_stated(&s, file)?;
+        let heads = self.heads(s.hidden, file)?;
         if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
             return Err(bad_input!(
-                "{file}: layer_norm_eps is {}, expected a small positive number such as 1e-5",
+                "{}: layer_norm_eps is {}, expected a small positive number such as 1e-5",
+                file.display(),
                 self.layer_norm_eps
             ));
         }
@@ -139,6 +111,48 @@ impl Settings {
             pre_norm: self.layout != Layout::Dino,
             projection: s.projection.is_some(),
         })
+    }
+
+    /// Fails where a size that was said is not that of the tensors.
+    fn check_stated(&self, s: &Sizes, file: &Path) -> Result<()> {
+        for (field, value) in &self.stated {
+            let found = match *field {
+                "hidden_size" | "width" => s.hidden,
+                "num_hidden_layers" | "layers" => s.layers,
+                "intermediate_size" => s.ffn,
+                "patch_size" => s.patch,
+                "projection_dim" | "embed_dim" => match s.projection {
+                    Some(projection) => projection,
+                    None => continue,
+                },
+                // DINOv2's is that of its first table.
+                _ if self.layout == Layout::Dino => continue,
+                _ => s.grid * s.patch,
+            };
+            if *value != found as u64 {
+                return Err(bad_input!(
+                    "{}: {field} is {value}, but the tensors say {found}; the files belong to \
+                     different models",
+                    file.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn heads(&self, hidden: usize, file: &Path) -> Result<usize> {
+        match self.heads {
+            Heads::Are(n) if n > 0 && (hidden as u64).is_multiple_of(n) => Ok(n as usize),
+            Heads::Are(n) => Err(bad_input!(
+                "{}: found {n} attention heads, expected a divisor of the width {hidden}",
+                file.display()
+            )),
+            Heads::Of(n) if n > 0 && (hidden as u64).is_multiple_of(n) => Ok(hidden / n as usize),
+            Heads::Of(n) => Err(bad_input!(
+                "{}: found heads of {n} channels, expected a divisor of the width {hidden}",
+                file.display()
+            )),
+        }
     }
 }
 
@@ -183,16 +197,7 @@ fn hugging_face(file: PathBuf, layout: Layout) -> Result<Settings> {
     let nested = whole.get("vision_config").filter(|v| v.is_object());
     let value = nested.unwrap_or(&whole);
     let at = file.display();
-    let act = value.get("hidden_act").and_then(Value::as_str);
-    let gelu = match (act, layout) {
-        (Some("quick_gelu"), _) | (None, Layout::HuggingFace) => Gelu::Quick,
-        (Some("gelu"), _) | (None, _) => Gelu::Exact,
-        (Some(other), _) => {
-            return Err(bad_input!(
-                "{at}: hidden_act is \"{other}\", expected \"gelu\" or \"quick_gelu\""
-            ));
-        }
-    };
+    let gelu = activation(&file, value, layout)?;
     if value.get("use_swiglu_ffn").and_then(Value::as_bool) == Some(true) {
         return Err(bad_input!(
             "{at}: use_swiglu_ffn is true; towers with SwiGLU are not supported"
@@ -230,6 +235,18 @@ fn hugging_face(file: PathBuf, layout: Layout) -> Result<Settings> {
         layer_norm_eps: eps as f32,
         stated: all,
     })
+}
+
+fn activation(file: &Path, value: &Value, layout: Layout) -> Result<Gelu> {
+    let act = value.get("hidden_act").and_then(Value::as_str);
+    match (act, layout) {
+        (Some("quick_gelu"), _) | (None, Layout::HuggingFace) => Ok(Gelu::Quick),
+        (Some("gelu"), _) | (None, _) => Ok(Gelu::Exact),
+        (Some(other), _) => Err(bad_input!(
+            "{}: hidden_act is \"{other}\", expected \"gelu\" or \"quick_gelu\"",
+            file.display()
+        )),
+    }
 }
 
 /// OpenCLIP's settings: heads of 64 channels unless they say otherwise, the exact GELU unless it is the
