@@ -486,3 +486,19 @@ fn ten_thousand_features_are_read_at_once() {
     // 50 ms is the goal on an idle machine; tests share theirs and are not optimised alike.
     assert!(took < Duration::from_millis(500), "{took:?}");
 }
+
+#[test]
+fn inspect_tells_of_the_tower() {
+    let w = world();
+    let text = w.run(["inspect", "vision"]).ok().stdout;
+    let says = "vision tower: pictures of 32 x 32 in patches of 4 x 4; 1 blocks of 16 channels in 2 \
+                heads; features of 16";
+    assert!(text.contains(says), "{text}");
+    let json = w.run(["inspect", "vision", "--json"]).ok().json();
+    assert_eq!(
+        (&json["vision"]["patch"], &json["vision"]["heads"]),
+        (&4.into(), &2.into())
+    );
+    let json = w.run(["inspect", "model", "--json"]).ok().json();
+    assert!(json["vision"].is_null());
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use crosstune::error::Error;
 use crosstune::weights::inspect;
+use crosstune::weights::vision::VisionConfig;
 use serde_json::json;
 
 use super::Output;
@@ -27,8 +28,10 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     let file = inspect::open(&args.path)?;
     let report = inspect::report(&file);
     let bad = args.scan.then(|| inspect::scan(&file));
+    // Whether it is whole is for those to say who compute with it.
+    let vision = VisionConfig::found(&args.path, &file).and_then(Result::ok);
     if output.json {
-        let all = json!({"report": report, "not_finite": bad});
+        let all = json!({"report": report, "vision": vision, "not_finite": bad});
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
         println!(
@@ -39,6 +42,9 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             report.parameters,
             report.file_bytes
         );
+        if let Some(c) = &vision {
+            println!("  {}", tower(c));
+        }
         for (key, value) in &report.metadata {
             let short: String = value.chars().take(200).collect();
             println!(
@@ -71,4 +77,18 @@ pub fn run(args: Args, output: Output) -> Result<()> {
             Err(Error::Run(format!("{path}: not finite: {}", lines.join("; "))).into())
         }
     }
+}
+
+/// A vision tower in a line.
+fn tower(c: &VisionConfig) -> String {
+    format!(
+        "vision tower: pictures of {side} x {side} in patches of {patch} x {patch}; {} blocks of {} \
+         channels in {} heads; features of {}",
+        c.layers,
+        c.hidden,
+        c.heads,
+        c.embed_dim,
+        side = c.image_size(),
+        patch = c.patch,
+    )
 }

@@ -51,6 +51,13 @@ impl VisionConfig {
         self.patch * self.grid
     }
 
+    /// The sizes and settings of the tower in a folder or file and its open weights, if they have one:
+    /// as [`VisionFiles::open`], but no tensor is read or checked.
+    pub fn found(path: &Path, weights: &Checkpoint) -> Option<Result<VisionConfig>> {
+        let layout = Layout::of(weights).ok()?;
+        Some(read(path, weights, (layout, None)))
+    }
+
     /// Tokens of a picture: the class token and the patches.
     pub fn tokens(&self) -> usize {
         self.grid * self.grid + 1
@@ -91,9 +98,7 @@ impl VisionFiles {
         }
         let weights = Checkpoint::open(path)?;
         let layout = Layout::of(&weights)?;
-        let settings = Settings::read(path, layout)?;
-        let sizes = layout.sizes(&weights, side)?;
-        let config = settings.join(sizes, &weights)?;
+        let config = read(path, &weights, (layout, side))?;
         layout.check_unknown(&weights, &config)?;
         let places = layout.places(&config, &weights);
         let weights = Stored::new(weights, places)?;
@@ -103,6 +108,16 @@ impl VisionFiles {
             weights,
         })
     }
+}
+
+/// Joins what settings and tensors say.
+fn read(
+    path: &Path,
+    weights: &Checkpoint,
+    (layout, side): (Layout, Option<usize>),
+) -> Result<VisionConfig> {
+    let settings = Settings::read(path, layout)?;
+    settings.join(layout.sizes(weights, side)?, weights)
 }
 
 /// What the tensors say.
