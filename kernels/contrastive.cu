@@ -232,18 +232,26 @@ extern "C" __global__ void __launch_bounds__(256) contrastive_backward_f16(
             float acc[1][T::NI][4] = {};
             cosines(acc, shared, x, y, side, w.i0, j0, E);
             load_columns(shared, y.data, y.ld, j0, w.n, e0, Ep);
+            float2 own_high, own_rest;
 #pragma unroll
             for (int k = 0; k < 2 * T::NI; ++k) {
-                int h = k % 2, j = k / 2, row = T::warp_m() + g + 8 * h, i = w.i0 + row;
+                int h = k / T::NI, j = k % T::NI, row = T::warp_m() + g + 8 * h, i = w.i0 + row;
+                if (j == 0) {
+                    // Both sides of a row: neighbours' fill a sector.
+                    int at = 2 * min(i, w.n - 1);
+                    own_high = *reinterpret_cast<const float2*>(high + at);
+                    own_rest = *reinterpret_cast<const float2*>(rest + at);
+                }
                 int col = j0 + T::warp_n() + j * 8 + 2 * q;
                 float v[2];
 #pragma unroll
                 for (int c = 0; c < 2; ++c) {
                     float l = logit(acc[0][j][2 * h + c]);
-                    int mine = 2 * i + side, other = 2 * (col + c) + 1 - side;
+                    int other = 2 * (col + c) + 1 - side;
                     bool inside = i < w.n && col + c < w.n;
                     v[c] = !inside ? 0.f
-                                   : __expf(l - high[mine] - rest[mine]) +
+                                   : __expf(l - (side ? own_high.y : own_high.x) -
+                                                 (side ? own_rest.y : own_rest.x)) +
                                          __expf(l - high[other] - rest[other]) -
                                          (i == col + c ? 2.f : 0.f);
                 }

@@ -46,12 +46,11 @@ __forceinline__ __device__ void gather(float (&z)[VECS][8], const Tables& tables
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
-        if (col >= ld) continue;
+        if (i * 256 >= ld) break;
         float p[8], t[8];
-        if (ids.slot)
-            load_param(z[i], prompt, slot, col, C);
-        else
-            unpack8(z[i], load16(word + col));
+        if (ids.slot) load_param(z[i], prompt, slot, col, C);
+        if (col >= ld) continue;
+        if (!ids.slot) unpack8(z[i], load16(word + col));
         unpack8(p, load16(position + col));
         unpack8(t, load16(token_type + col));
 #pragma unroll
@@ -110,10 +109,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
-        if (col >= ld) continue;
+        if (i * 256 >= ld) break;
         float w[8], b[8];
         load_param(w, {weight, bool(param_is_half & 1), weight_stride}, token.member, col, C);
         load_param(b, {bias, bool(param_is_half & 2), bias_stride}, token.member, col, C);
+        if (col >= ld) continue;
 #pragma unroll
         for (int j = 0; j < 8; ++j) w[j] = fmaf((z[i][j] - stat.x) * stat.y, w[j], b[j]);
         if (drop.threshold)

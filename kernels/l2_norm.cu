@@ -32,15 +32,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) l2_norm_forward_f16(
     if (!find_row(row, step, rows)) return;
     Param rows_in = {inp, bool(inp_is_half), inp_is_half ? ld : E};
     float x[8], sum = 0.f;
-    for (int col = threadIdx.x % 32 * 8; col < ld; col += 256) {
+    // All lanes read, also those past the row.
+    int own = threadIdx.x % 32 * 8;
+    for (int col = own; col - own < ld; col += 256) {
         load_param(x, rows_in, row, col, E);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum = fmaf(x[j], x[j], sum);
     }
     float length = sqrtf(warp_sum(sum));
     if (threadIdx.x % 32 == 0) norm[row] = length;
-    for (int col = threadIdx.x % 32 * 8; col < ld; col += 256) {
+    for (int col = own; col - own < ld; col += 256) {
         load_param(x, rows_in, row, col, E);
+        if (col >= ld) continue;
         float high[8];
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[j] = col + j < E ? x[j] / length : 0.f;
@@ -48,9 +51,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) l2_norm_forward_f16(
         unpack8(high, rounded);
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[j] -= high[j];
-        __half* own = out + 2ll * row * ld + col;
-        store16(own, rounded);
-        store16(own + ld, pack8(x));
+        __half* unit = out + 2ll * row * ld + col;
+        store16(unit, rounded);
+        store16(unit + ld, pack8(x));
     }
 }
 

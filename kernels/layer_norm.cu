@@ -51,10 +51,11 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
-        if (col >= ld) continue;
+        if (i * 256 >= ld) break;
         float w[8], b[8];
         load_param(w, weight, token.member, col, C);
         load_param(b, bias, token.member, col, C);
+        if (col >= ld) continue;
 #pragma unroll
         for (int j = 0; j < 8; ++j) w[j] = fmaf((x[i][j] - stat.x) * stat.y, w[j], b[j]);
         store16(out + first + col, pack8(w));
@@ -98,11 +99,12 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
 #pragma unroll
         for (int i = 0; i < VECS; ++i) {
             int col = (i * 32 + lane) * 8;
-            if (col >= ld) continue;
+            if (i * 256 >= ld) break;
             float d[8], x[8], w[8];
+            load_param(w, weight, g, col, C);
+            if (col >= ld) continue;
             unpack8(d, dv[i]);
             unpack8(x, zv[i]);
-            load_param(w, weight, g, col, C);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 float xhat = (x[j] - mean) * rstd;
@@ -117,11 +119,12 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
 #pragma unroll
         for (int i = 0; i < VECS; ++i) {
             int col = (i * 32 + lane) * 8;
-            if (col >= ld) continue;
+            if (i * 256 >= ld) break;
             float d[8], x[8], w[8];
+            load_param(w, weight, g, col, C);
+            if (col >= ld) continue;
             unpack8(d, dv[i]);
             unpack8(x, zv[i]);
-            load_param(w, weight, g, col, C);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 float dx = rstd * (d[j] * w[j] - s1 - (x[j] - mean) * rstd * s2);
@@ -192,9 +195,14 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_frozen_f16
     const float* stats, const void* weight, const StepParams* step, const TokenParams* tokens,
     int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
     float drop_scale, unsigned drop_site) {
-    backward<4, false>(dz, dinp, nullptr, dout, z, stats,
-                      {weight, bool(param_is_half & 1), weight_stride}, step, tokens, C, ld,
-                      {drop_threshold, drop_scale, drop_site});
+    Dropout drop = {drop_threshold, drop_scale, drop_site};
+    // Apart: one code for both kinds of weights takes twice the registers.
+    if (param_is_half & 1)
+        backward<4, false>(dz, dinp, nullptr, dout, z, stats, {weight, true, weight_stride}, step,
+                           tokens, C, ld, drop);
+    else
+        backward<4, false>(dz, dinp, nullptr, dout, z, stats, {weight, false, weight_stride}, step,
+                           tokens, C, ld, drop);
 }
 
 // Adds a member's partials, eight runs of chunks side by side, to dweight and dbias (either null).

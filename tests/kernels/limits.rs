@@ -112,24 +112,6 @@ const NARROW_TRAFFIC: &[Exempt] = &[
     ),
 ];
 
-/// Kernels that may move more sectors than [`SECTORS`] for each one needed: how many, and why.
-const MOVED: &[(&str, f64, &str)] = &[
-    (
-        "contrastive_backward_f16",
-        1.25,
-        "log-sum-exps: 4 bytes of a row",
-    ),
-    ("embedding_forward_f16", 1.5, F32_PARAMS),
-    (
-        "l2_norm_forward_f16",
-        1.3,
-        "f32 images: two loads of 16 bytes, the second from L1",
-    ),
-    ("layer_norm_backward_f16", 1.55, F32_PARAMS),
-    ("layer_norm_forward_f16", 1.5, F32_PARAMS),
-];
-const F32_PARAMS: &str = "a lane's eight f32 parameters take two requests, the second from L1";
-
 /// Sectors moved for each one needed.
 const SECTORS: f64 = 1.1;
 /// The share of its sectors that a memory-bound kernel moves by 16 bytes a lane.
@@ -203,21 +185,11 @@ pub fn narrow_traffic(work: &[Work]) -> Vec<Found> {
     narrow.map(|w| found(&w.kernel, what(w))).collect()
 }
 
-/// Kernels that move more sectors for each one needed than `limit` gives them.
-pub fn wasted_sectors(work: &[Work], limit: impl Fn(&str) -> f64) -> Vec<Found> {
-    let wasteful = work
-        .iter()
-        .filter(|w| w.counted.sector_ratio() > limit(&w.kernel));
+/// Kernels that move more than [`SECTORS`] for each one needed.
+pub fn wasted_sectors(work: &[Work]) -> Vec<Found> {
+    let wasteful = work.iter().filter(|w| w.counted.sector_ratio() > SECTORS);
     let what = |w: &Work| format!("in {}: {:.3}", w.case, w.counted.sector_ratio());
     wasteful.map(|w| found(&w.kernel, what(w))).collect()
-}
-
-/// The limit of a kernel's [`wasted_sectors`].
-pub fn sectors_allowed(kernel: &str) -> f64 {
-    MOVED
-        .iter()
-        .find(|e| e.0 == kernel)
-        .map_or(SECTORS, |e| e.1)
 }
 
 /// Kernels of products with bank conflicts, in the main loop or beside it.
@@ -284,17 +256,10 @@ fn traffic_moves_in_16_bytes() {
 
 #[test]
 fn sectors_are_used() {
-    let work = &report().work;
     only(
         "sectors for each one needed",
-        &wasted_sectors(work, sectors_allowed),
+        &wasted_sectors(&report().work),
         &[],
-    );
-    let exempt: Vec<Exempt> = MOVED.iter().map(|e| (e.0, e.2)).collect();
-    only(
-        "sectors for each one needed",
-        &wasted_sectors(work, |_| SECTORS),
-        &exempt,
     );
 }
 
