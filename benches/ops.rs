@@ -29,6 +29,7 @@ use crosstune::ops::mse::Mse;
 use crosstune::ops::philox::{Dropout, Stream};
 use crosstune::ops::phm::{Phm, Weights};
 use crosstune::ops::pool::{Pool, Pooling};
+use crosstune::ops::vision_embedding::VisionEmbedding;
 use crosstune::text::pack::Rows;
 
 /// Name, C, heads, FFN channels, texts (half anchors, half partners): steps of about 200, 1,056 and
@@ -309,8 +310,83 @@ fn add(c: &mut Criterion) {
     }
 }
 
+/// Name, C, heads, tokens of a picture, pictures: towers for pictures of 224. On a device not all of
+/// their ops have kernels.
+fn pictures() -> &'static [(&'static str, usize, usize, usize, usize)] {
+    match (Place::open().is_device(), once()) {
+        (true, _) => &[],
+        (_, true) => &[("vit-tiny", 64, 4, 5, 2)],
+        _ => &[("vit-b32", 768, 12, 50, 32), ("vit-l14", 1024, 16, 257, 8)],
+    }
+}
+
+/// How a vision tower begins and ends.
+fn vision_ends(c: &mut Criterion) {
+    for &(size, hidden, _, tokens, n) in pictures() {
+        let mut rig = Rig::pictures(n, tokens);
+        let patches = rig.given("patches", vec![Dim::Tokens, Dim::N(hidden)]);
+        let places = (
+            rig.weight("class", &[hidden]),
+            rig.weight("position", &[tokens, hidden]),
+        );
+        VisionEmbedding::push(&mut rig.graph, "out", patches, places);
+        rig.bench(c, "vision_embedding", size);
+
+        let mut rig = Rig::pictures(n, tokens);
+        let inp = rig.input("inp", Dim::Tokens, hidden);
+        let out = Pool::push(&mut rig.graph, "out", Pooling::First, inp);
+        rig.seed(out);
+        rig.bench(c, "pool", size);
+    }
+}
+
+/// What its blocks have that a text tower's have not: more tokens, sums that are read on, the quick GELU.
+fn vision_block(c: &mut Criterion) {
+    for &(size, hidden, heads, tokens, n) in pictures() {
+        let mut rig = Rig::pictures(n, tokens);
+        let qkv = rig.input("qkv", Dim::Tokens, 3 * hidden);
+        let out = Attention::push(&mut rig.graph, "out", qkv, (heads, Mask::All), None);
+        rig.seed(out);
+        rig.bench(c, "attention", size);
+
+        let mut rig = Rig::pictures(n, tokens);
+        let inp = ["inp", "resid"].map(|name| rig.input(name, Dim::Tokens, hidden));
+        let params = ["weight", "bias"].map(|name| rig.weight(name, &[hidden]));
+        let (inp, params) = (inp.into(), params.into());
+        let (sum, out) = LayerNorm::push_sum(&mut rig.graph, "out", inp, params, 1e-5);
+        rig.seed(sum);
+        rig.seed(out);
+        rig.bench(c, "layer_norm", size);
+
+        let mut rig = Rig::pictures(n, tokens);
+        let inp = (rig.input("inp", Dim::Tokens, hidden), Rows::Tokens);
+        let layer = Layer {
+            weight: rig.weight("weight", &[4 * hidden, hidden]),
+            bias: Some(rig.weight("bias", &[4 * hidden])),
+            lora: None,
+        };
+        let out = Linear::push(&mut rig.graph, "out", inp, &[layer], Some(Gelu::Quick));
+        rig.seed(out);
+        rig.bench(c, "linear", &format!("{size}-up"));
+    }
+}
+
 criterion_group!(
-    benches, products, linear, attention, layer_norm, activation, phm, add, embedding, prompt,
-    pool, losses, adam, shares
+    benches,
+    products,
+    linear,
+    attention,
+    layer_norm,
+    activation,
+    phm,
+    add,
+    embedding,
+    prompt,
+    pool,
+    losses,
+    adam,
+    vision_ends,
+    vision_block,
+    shares
 );
 criterion_main!(benches);

@@ -4,6 +4,8 @@
   python3 scripts/compare.py --theirs "python3 ../shared/tools/bench_torch.py" --pairs 5 \
       train --size base --batch 32 --threads 2
 
+Likewise "vit --size vit-b32 --batch 32 --threads 2": pictures through a vision tower.
+
 Everything after the options goes to both sides, which print one line of JSON each. In turn, because
 a shared machine changes speed by the minute: a pair sees the same weather. Needs nothing but Python.
 """

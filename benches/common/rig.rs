@@ -58,10 +58,19 @@ impl Rig {
         let word = |x: f32| ((x + 0.5) * VOCAB as f32) as u32 % VOCAB as u32;
         let words = |i: usize| Stream::named(i as u64, "words").uniform(lengths[i], 0.5);
         let ids = (0..texts).map(|i| words(i).into_iter().map(word).collect());
-        let ids: Vec<Vec<u32>> = ids.collect();
+        Rig::packed(ids.collect(), layout)
+    }
+
+    /// For so many pictures of as many tokens each.
+    pub fn pictures(pictures: usize, tokens: usize) -> Rig {
+        Rig::packed(vec![vec![0; tokens]; pictures], Layout::default())
+    }
+
+    fn packed(ids: Vec<Vec<u32>>, layout: Layout) -> Rig {
+        let (anchors, partners) = ids.split_at(ids.len() / 2);
         let member = MemberTexts {
-            anchors: super::texts(&ids[..texts / 2], 0),
-            partners: super::texts(&ids[texts / 2..], 1),
+            anchors: super::texts(anchors, 0),
+            partners: super::texts(partners, 1),
         };
         Rig {
             graph: Graph::new(),
