@@ -4,6 +4,7 @@
 mod common;
 
 mod vision {
+    mod dino;
     mod gradients;
     mod input;
     mod names;
