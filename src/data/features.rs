@@ -123,7 +123,7 @@ impl Features {
     /// Checks the rows that will be used: each must exist, be finite and not all zero.
     ///
     /// # Errors
-    /// [`Error::Input`] that names the first row that is not so.
+    /// [`Error::Input`](crate::error::Error::Input) that names the first row that is not so.
     pub fn check_rows(&self, rows: &[usize]) -> Result<()> {
         for &i in rows {
             if i >= self.len() {

@@ -1,9 +1,9 @@
 //! The rows with the highest cosine to each query.
 //!
 //! Products in f32 choose: for few queries a dot product a row, else [`gemm_serial`] over blocks of
-//! rows that stay in a cache. They choose [`SPARE`] rows more than are asked for; sums in f64 then
+//! rows that stay in a cache. They choose `SPARE` rows more than are asked for; sums in f64 then
 //! give the scores and the order. So neither the company of other queries nor the number of threads
-//! changes a byte, as long as no more than [`SPARE`] rows beyond the last one lie within an f32's
+//! changes a byte, as long as no more than `SPARE` rows beyond the last one lie within an f32's
 //! rounding of it; rows that are equal always stand by their index.
 
 use std::cmp::Ordering;
