@@ -138,14 +138,15 @@ const STYLE: &str = "
 main { max-width: 1080px; }
 section { margin-bottom: 48px; }
 h1 { font-size: 26px; overflow-wrap: anywhere; }
-section > .frame { width: 256px; margin: 16px 0 0; border-radius: 8px; }
+section > .frame { width: 256px; margin: 16px 0 12px; border-radius: 8px; }
 ol { margin: 0; padding: 0; list-style: none; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(184px, 1fr));
   gap: 16px; }
 li { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   overflow: hidden; }
-.frame { display: grid; place-items: center; aspect-ratio: 1; background: var(--frame); }
-.frame img { display: block; width: 100%; height: 100%; object-fit: contain; }
+.frame { position: relative; display: grid; place-items: center; aspect-ratio: 1;
+  background: var(--frame); }
+.frame img { position: absolute; width: 100%; height: 100%; object-fit: contain; }
 section > .frame img { border-radius: 8px; }
 .none { color: var(--soft); font-size: 13px; text-align: center; }
 .none span { padding: 16px; overflow-wrap: anywhere; }
