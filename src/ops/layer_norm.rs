@@ -167,7 +167,7 @@ impl Node for LayerNorm {
     }
 
     fn grad(&self, bw: &mut Backward<'_>) {
-        // A last block's sum may go on nowhere, or its norm.
+        // Where no loss reads the norm, the sum alone may have been read on.
         let Some(dout) = bw.grad_of(self.out) else {
             let reached = bw.grad_of(self.z);
             if let (Some(dz), Some(resid)) = (reached, self.resid) {

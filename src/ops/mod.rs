@@ -165,7 +165,7 @@ ops! {
     Phm(phm::Phm),
     PhmGrad(phm::grad::PhmGrad),
     Attention(attention::Attention),
-    AttentionGrad(attention::AttentionGrad),
+    AttentionGrad(attention::grad::AttentionGrad),
     LayerNorm(layer_norm::LayerNorm),
     LayerNormGrad(layer_norm::LayerNormGrad),
     Pool(pool::Pool),

@@ -327,7 +327,7 @@ impl Run<'_> {
         attention::forward(self.cx, &forward)
     }
 
-    fn attention_grad(&self, op: &op_attention::AttentionGrad) -> Result<()> {
+    fn attention_grad(&self, op: &op_attention::grad::AttentionGrad) -> Result<()> {
         let delta = self.memory.scratch.delta;
         let backward = attention::Backward {
             dqkv: self.at(op.dqkv),
