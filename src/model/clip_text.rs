@@ -4,14 +4,15 @@
 //! Causal, pre-LN: `x += W_o attention(LN(x))`, `x += W2 gelu(W1 LN(x))`; the feature is that of a
 //! text's last token, normed and projected. Values of weights carry the names of Hugging Face's CLIP.
 
+use super::pre_norm::{Blocks, Tower};
 use super::text::Builder;
-use crate::graph::ValueId;
-use crate::ops::add::Add;
-use crate::ops::attention::{Attention, Mask};
+use crate::graph::{Graph, ValueId};
+use crate::ops::attention::Mask;
 use crate::ops::embedding::{Embedding, Tables};
 use crate::ops::gelu::Gelu;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Layer, Linear};
+use crate::ops::philox::Dropout;
 use crate::ops::pool::{Pool, Pooling};
 use crate::text::pack::Rows;
 use crate::weights::text_model::CLIP_PROJECTION;
@@ -31,10 +32,17 @@ pub fn block(layer: usize) -> String {
 impl Builder<'_> {
     /// Adds the tower; returns the features (S, E), not normalised.
     pub(super) fn clip_tower(&mut self, gelu: Gelu, head: bool) -> ValueId {
-        let (mut x, mut normed) = self.clip_embeddings();
-        for layer in 0..self.config.layers {
-            (x, normed) = self.clip_block((layer, gelu), x, normed);
-        }
+        let blocks = Blocks {
+            name: block,
+            layers: self.config.layers,
+            hidden: self.config.hidden,
+            ffn: self.config.ffn,
+            heads: (self.config.heads, Mask::Causal),
+            gelu,
+            eps: self.config.layer_norm_eps,
+        };
+        let embedded = self.clip_embeddings(&blocks);
+        let x = blocks.push(self, embedded);
         let last = Pool::push(self.g, "pooled", Pooling::Last, x);
         let norm = self.norm(FINAL_NORM);
         let eps = self.config.layer_norm_eps;
@@ -52,9 +60,9 @@ impl Builder<'_> {
     }
 
     /// The residual stream before the first block, and its norm there.
-    fn clip_embeddings(&mut self) -> (ValueId, ValueId) {
+    fn clip_embeddings(&mut self, blocks: &Blocks) -> (ValueId, ValueId) {
         let (config, c) = (self.config, self.config.hidden);
-        let (weight, bias) = self.norm(&format!("{}.layer_norm1", block(0)));
+        let (weight, bias) = self.norm(&blocks.first_norm(0));
         let tables = Tables {
             word: self.weight(WORD_EMBEDDINGS, &[config.vocab, c]),
             position: self.weight(POSITIONS, &[config.max_positions, c]),
@@ -65,46 +73,26 @@ impl Builder<'_> {
         };
         Embedding::push_sum(self.g, "embeddings", tables, config.layer_norm_eps)
     }
+}
 
-    /// The residual stream behind a block, and its norm in the next one; behind the last, only the
-    /// stream.
-    fn clip_block(
-        &mut self,
-        (layer, gelu): (usize, Gelu),
-        x: ValueId,
-        normed: ValueId,
-    ) -> (ValueId, ValueId) {
-        let (config, c) = (self.config, self.config.hidden);
-        let eps = config.layer_norm_eps;
-        let p = block(layer);
-        let qkv = ["q_proj", "k_proj", "v_proj"];
-        let qkv = qkv.map(|w| self.linear(&format!("{p}.self_attn.{w}"), c, c));
-        let inp = (normed, Rows::Tokens);
-        let qkv = Linear::push(self.g, &format!("{p}.qkv"), inp, &qkv, None);
-        let heads = (config.heads, Mask::Causal);
-        let drop = self.drop(self.dropout.attention, layer * 3 + 1);
-        let att = Attention::push(self.g, &format!("{p}.self_attn"), qkv, heads, drop);
-        let name = format!("{p}.self_attn.out_proj");
-        let dense = self.linear(&name, c, c);
-        let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], None);
-        let out = self.after(&name, out, normed);
-        let name = format!("{p}.layer_norm2");
-        let norm = self.norm(&name);
-        let (x, normed) = LayerNorm::push_sum(self.g, &name, (out, x), norm, eps);
-        let name = format!("{p}.mlp.fc1");
-        let up = self.linear(&name, config.ffn, c);
-        let inp = (normed, Rows::Tokens);
-        let act = Linear::push(self.g, &name, inp, &[up], Some(gelu));
-        let name = format!("{p}.mlp.fc2");
-        let down = self.linear(&name, c, config.ffn);
-        let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], None);
-        let out = self.after(&name, out, normed);
-        if layer + 1 == config.layers {
-            let x = Add::push(self.g, &format!("{p}.out"), (out, x));
-            return (x, x);
-        }
-        let name = format!("{}.layer_norm1", block(layer + 1));
-        let norm = self.norm(&name);
-        LayerNorm::push_sum(self.g, &name, (out, x), norm, eps)
+impl Tower for Builder<'_> {
+    fn graph(&mut self) -> &mut Graph {
+        self.g
+    }
+
+    fn linear(&mut self, name: &str, oc: usize, k: usize) -> Layer {
+        Builder::linear(self, name, oc, k)
+    }
+
+    fn norm(&mut self, name: &str) -> (ValueId, ValueId) {
+        Builder::norm(self, name)
+    }
+
+    fn attention_dropout(&self, layer: usize) -> Option<Dropout> {
+        self.drop(self.dropout.attention, layer * 3 + 1)
+    }
+
+    fn after(&mut self, module: &str, out: ValueId, inp: ValueId) -> ValueId {
+        Builder::after(self, module, out, inp)
     }
 }

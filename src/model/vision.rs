@@ -4,9 +4,9 @@
 //! Pre-LN blocks: `x += W_o attention(LN(x))`, `x += W2 gelu(W1 LN(x))`; the feature is the class
 //! token's, normed and projected. Values of weights carry the names of Hugging Face's CLIP.
 
+use super::pre_norm::{Blocks, Tower};
 use crate::graph::{Dim, Graph, Role, ValueId};
-use crate::ops::add::Add;
-use crate::ops::attention::{Attention, Mask};
+use crate::ops::attention::Mask;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Layer, Linear};
 use crate::ops::pool::{Pool, Pooling};
@@ -54,10 +54,17 @@ pub fn vision_tower(
     trains: &dyn Fn(&str) -> bool,
 ) -> ValueId {
     let mut b = Builder { g, config, trains };
-    let (mut x, mut normed) = b.embeddings();
-    for layer in 0..config.layers {
-        (x, normed) = b.block(layer, x, normed);
-    }
+    let blocks = Blocks {
+        name: names::block,
+        layers: config.layers,
+        hidden: config.hidden,
+        ffn: config.ffn,
+        heads: (config.heads, Mask::All),
+        gelu: config.gelu,
+        eps: config.layer_norm_eps,
+    };
+    let embedded = b.embeddings(&blocks);
+    let x = blocks.push(&mut b, embedded);
     let class = Pool::push(b.g, "class", Pooling::First, x);
     let norm = b.norm(names::POST_NORM);
     let class = LayerNorm::push_alone(b.g, names::POST_NORM, class, norm, config.layer_norm_eps);
@@ -83,22 +90,8 @@ impl Builder<'_> {
         self.g.value(name, dims.collect(), Role::Frozen)
     }
 
-    fn norm(&mut self, name: &str) -> (ValueId, ValueId) {
-        let c = self.config.hidden;
-        let weight = self.weight(&format!("{name}.weight"), &[c]);
-        (weight, self.weight(&format!("{name}.bias"), &[c]))
-    }
-
-    fn linear(&mut self, name: &str, oc: usize, k: usize) -> Layer {
-        Layer {
-            weight: self.weight(&format!("{name}.weight"), &[oc, k]),
-            bias: Some(self.weight(&format!("{name}.bias"), &[oc])),
-            lora: None,
-        }
-    }
-
     /// The residual stream before the first block, and its norm there.
-    fn embeddings(&mut self) -> (ValueId, ValueId) {
+    fn embeddings(&mut self, blocks: &Blocks) -> (ValueId, ValueId) {
         let (config, eps) = (self.config, self.config.layer_norm_eps);
         let shape = vec![Dim::Tokens, Dim::N(config.patch_len())];
         let patches = self.g.value(PATCHES, shape, Role::Input);
@@ -118,42 +111,28 @@ impl Builder<'_> {
             let norm = self.norm(names::PRE_NORM);
             x = LayerNorm::push_alone(self.g, names::PRE_NORM, x, norm, eps);
         }
-        let name = format!("{}.layer_norm1", names::block(0));
+        let name = blocks.first_norm(0);
         let norm = self.norm(&name);
         (x, LayerNorm::push_alone(self.g, &name, x, norm, eps))
     }
+}
 
-    /// The residual stream behind a block, and its norm in the next one; behind the last, only the
-    /// stream.
-    fn block(&mut self, layer: usize, x: ValueId, normed: ValueId) -> (ValueId, ValueId) {
-        let (config, c) = (self.config, self.config.hidden);
-        let eps = config.layer_norm_eps;
-        let p = names::block(layer);
-        let qkv = ["q_proj", "k_proj", "v_proj"];
-        let qkv = qkv.map(|w| self.linear(&format!("{p}.self_attn.{w}"), c, c));
-        let inp = (normed, Rows::Tokens);
-        let qkv = Linear::push(self.g, &format!("{p}.qkv"), inp, &qkv, None);
-        let heads = (config.heads, Mask::All);
-        let att = Attention::push(self.g, &format!("{p}.self_attn"), qkv, heads, None);
-        let name = format!("{p}.self_attn.out_proj");
-        let dense = self.linear(&name, c, c);
-        let out = Linear::push(self.g, &name, (att, Rows::Tokens), &[dense], None);
-        let name = format!("{p}.layer_norm2");
-        let norm = self.norm(&name);
-        let (x, normed) = LayerNorm::push_sum(self.g, &name, (out, x), norm, eps);
-        let name = format!("{p}.mlp.fc1");
-        let up = self.linear(&name, config.ffn, c);
-        let inp = (normed, Rows::Tokens);
-        let act = Linear::push(self.g, &name, inp, &[up], Some(config.gelu));
-        let name = format!("{p}.mlp.fc2");
-        let down = self.linear(&name, c, config.ffn);
-        let out = Linear::push(self.g, &name, (act, Rows::Tokens), &[down], None);
-        if layer + 1 == config.layers {
-            let x = Add::push(self.g, &format!("{p}.out"), (out, x));
-            return (x, x);
+impl Tower for Builder<'_> {
+    fn graph(&mut self) -> &mut Graph {
+        self.g
+    }
+
+    fn norm(&mut self, name: &str) -> (ValueId, ValueId) {
+        let c = self.config.hidden;
+        let weight = self.weight(&format!("{name}.weight"), &[c]);
+        (weight, self.weight(&format!("{name}.bias"), &[c]))
+    }
+
+    fn linear(&mut self, name: &str, oc: usize, k: usize) -> Layer {
+        Layer {
+            weight: self.weight(&format!("{name}.weight"), &[oc, k]),
+            bias: Some(self.weight(&format!("{name}.bias"), &[oc])),
+            lora: None,
         }
-        let name = format!("{}.layer_norm1", names::block(layer + 1));
-        let norm = self.norm(&name);
-        LayerNorm::push_sum(self.g, &name, (out, x), norm, eps)
     }
 }
