@@ -174,9 +174,10 @@ impl FeatureCache {
     /// A disk that is full or fails; what was there before is kept.
     pub fn add(&mut self, rows: &[(Digest, &[f32])]) -> Result<()> {
         let mut out = Vec::with_capacity(rows.len() * self.record_len());
+        let mut new = HashMap::with_capacity(rows.len());
         for (digest, row) in rows {
             assert_eq!(row.len(), self.dim, "width of a feature");
-            if self.rows.contains_key(digest) {
+            if self.rows.contains_key(digest) || new.contains_key(digest) {
                 continue;
             }
             let start = out.len();
@@ -184,12 +185,24 @@ impl FeatureCache {
             out.extend_from_slice(bytemuck::cast_slice(row));
             let sum = checksum(&out[start..]);
             out.extend(sum);
-            self.rows.insert(*digest, (*row).into());
+            new.insert(*digest, (*row).into());
         }
-        let written = self.file.write_all(&out);
-        written
-            .and_then(|()| self.file.sync_data())
-            .map_err(Error::write(&self.path))
+        let end = self
+            .file
+            .stream_position()
+            .map_err(Error::write(&self.path))?;
+        let written = self
+            .file
+            .write_all(&out)
+            .and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // What was written of it would hide what is added later. The error told is the first.
+            let _ = self.file.set_len(end);
+            let _ = self.file.seek(SeekFrom::Start(end));
+            return Err(Error::write(&self.path)(error));
+        }
+        self.rows.extend(new);
+        Ok(())
     }
 
     /// Digest, feature, checksum.
@@ -301,5 +314,26 @@ mod tests {
             drop(first);
             assert_eq!(second.join().unwrap(), 1);
         });
+    }
+
+    /// A file that may not be written stands in for a full disk.
+    #[test]
+    fn a_write_that_fails_adds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = digest(b"tower");
+        let mut cache = FeatureCache::open(dir.path(), &key, 2, |_| {}).unwrap();
+        let (a, b) = (digest(b"a"), digest(b"b"));
+        cache.add(&[(a, &[1.0, 2.0])]).unwrap();
+        let readable = File::open(cache.path()).unwrap();
+        let own = std::mem::replace(&mut cache.file, readable);
+        let error = cache.add(&[(b, &[3.0, 4.0])]).unwrap_err().to_string();
+        assert!(error.contains("cannot be written"), "{error}");
+        assert!(cache.get(&b).is_none() && cache.len() == 1);
+        cache.file = own;
+        cache.add(&[(b, &[3.0, 4.0])]).unwrap();
+        let whole = rows(&cache);
+        drop(cache);
+        let cache = FeatureCache::open(dir.path(), &key, 2, |_| {}).unwrap();
+        assert_eq!((rows(&cache), cache.torn()), (whole, 0));
     }
 }
