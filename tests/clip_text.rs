@@ -2,11 +2,10 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::towers::{Tensors, write};
 use common::world::World;
 use common::{max_diff, tiny};
 use crosstune::adapter::Adapter;
@@ -14,15 +13,11 @@ use crosstune::exec::cpu::CpuExecutor;
 use crosstune::exec::{Executor, MemberStep};
 use crosstune::model::text::DropoutRates;
 use crosstune::ops::gelu::Gelu;
-use crosstune::tensor::Dtype;
 use crosstune::text::pack::{Batch, Layout, MemberTexts, Text};
 use crosstune::train::program::{EncodeProgram, TextModel};
 use crosstune::weights::config::Encoder;
 use crosstune::weights::text_model::TextModelFiles;
-use crosstune::weights::write::{OutTensor, write_safetensors};
 use serde_json::{Value, json};
-
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Of features up to 1.8; measured 6.6e-7.
 const LIMIT: f32 = 6e-6;
@@ -150,23 +145,6 @@ fn openai(tensors: &Tensors, prefix: &str) -> Tensors {
     out
 }
 
-fn write(folder: &Path, files: &[(&str, Value)], tensors: &Tensors) {
-    fs::create_dir_all(folder).expect("made");
-    let out: Vec<OutTensor<'_>> = tensors
-        .iter()
-        .map(|(name, (shape, values))| OutTensor {
-            name,
-            dtype: Dtype::F32,
-            shape: shape.clone(),
-            bytes: bytemuck::cast_slice(values).into(),
-        })
-        .collect();
-    write_safetensors(&folder.join("model.safetensors"), &out, &BTreeMap::new()).expect("written");
-    for (name, value) in files {
-        fs::write(folder.join(name), value.to_string()).expect("written");
-    }
-}
-
 /// Features of the golden texts by the files in a folder.
 fn features(folder: &Path) -> Vec<f32> {
     let files = TextModelFiles::from_parts(&folder.join("config.json"), folder, Path::new(""));
@@ -279,6 +257,44 @@ fn mistakes_are_named() {
         text.contains("tokenizer.json") && text.contains("no such file"),
         "{text}"
     );
+}
+
+#[test]
+fn other_towers_of_openclips_are_refused() {
+    let tensors = openai(&tower([40, 10, 16, 24, 12]), "");
+    for (field, value, plain) in [
+        ("no_causal_mask", json!(true), "false"),
+        ("pool_type", json!("last"), "\"argmax\""),
+        ("hf_model_name", json!("xlm-roberta-base"), "null"),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let text = json!({"width": 16, "heads": 2, field: value});
+        let settings = json!({"model_cfg": {"text_cfg": text}});
+        write(dir.path(), &[("open_clip_config.json", settings)], &tensors);
+        let text = TextModelFiles::open(dir.path()).unwrap_err().to_string();
+        let says = format!("text_cfg.{field} is {value}, expected {plain}");
+        assert!(text.contains(&says), "{text}");
+    }
+}
+
+/// No kernels yet: a device says so, and where to go.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_device_refuses_it() {
+    let world = world();
+    world.write("texts.txt", "a red star\n");
+    let args = [
+        "encode",
+        "--model=clip",
+        "--texts=texts.txt",
+        "--out=x.safetensors",
+        "--device=vm",
+    ];
+    let ran = world.run(args);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    let says = "has no kernels yet for CLIP's towers; use --device cpu";
+    assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    assert!(!world.path("x.safetensors").exists());
 }
 
 /// A tower for the bytes of a text, in a world.

@@ -11,16 +11,18 @@ use super::file::AdapterFile;
 use crate::bad_input;
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
+use crate::text::clip_bpe::MERGES_FILES;
 use crate::train::program::TextModel;
 use crate::weights::text_model::TextModelFiles;
 use crate::weights::view::TensorView;
 use crate::weights::write::{OutSpec, write_folder, write_safetensors_streamed};
 
 /// What goes with the weights, where the model has it.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 11] = [
     "config.json",
     "preprocessor_config.json",
-    "merges.txt",
+    MERGES_FILES[0],
+    MERGES_FILES[1],
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -1,20 +1,37 @@
 //! CLIP's own text tower in published files: names, sizes and settings.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::checkpoint::{Checkpoint, shape_text};
+use super::checkpoint::Checkpoint;
 use super::config::{Encoder, TextConfig};
 use super::stored::{How, Place};
 use super::text_model::CLIP_PROJECTION;
+use super::vision::dims;
 use super::vision::layout::Layout;
+use super::vision::settings::{
+    OPEN_CLIP, activation, count, number, open_clip_gelu, read_json, refuse_others,
+};
 use crate::bad_input;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::clip_text::{FINAL_NORM, POSITIONS, WORD_EMBEDDINGS, block};
 use crate::ops::gelu::Gelu;
+
+/// Settings of OpenCLIP's that make another tower of the same tensors, or of others, and the value with
+/// which they do not.
+const OTHER_TOWERS: [(&str, &str); 9] = [
+    ("hf_model_name", "null"),
+    ("ls_init_value", "null"),
+    ("embed_cls", "false"),
+    ("no_causal_mask", "false"),
+    ("pool_type", "\"argmax\""),
+    ("proj_bias", "false"),
+    ("act_kwargs", "{}"),
+    ("norm_kwargs", "{}"),
+    ("qk_norm", "false"),
+];
 
 /// Whose names they are, and what stands in front of them: OpenCLIP puts `text.` before those of a
 /// tower of its own class.
@@ -71,70 +88,97 @@ impl Names {
     }
 }
 
-fn matrix(weights: &Checkpoint, name: &str) -> Result<[usize; 2]> {
-    match *weights.tensor(name)?.shape {
-        [rows, columns] if rows > 0 && columns > 0 => Ok([rows, columns]),
-        ref shape => Err(bad_input!(
-            "{}: {name} is {}, expected a matrix",
-            weights.path().display(),
-            shape_text(shape)
-        )),
+/// What settings say that tensors do not.
+struct Settings {
+    /// Who says so; the checkpoint where nothing else does.
+    file: PathBuf,
+    /// The part for texts.
+    own: Value,
+    gelu: Gelu,
+    heads: usize,
+}
+
+impl Settings {
+    /// Reads the config.json at `path`, or OpenCLIP's settings beside it. OpenAI published none: its
+    /// towers have heads of 64 channels and the quick GELU.
+    fn read(path: &Path, names: Names, weights: &Checkpoint, hidden: usize) -> Result<Settings> {
+        let open_clip = path.with_file_name(OPEN_CLIP);
+        if names == Names::HuggingFace {
+            let whole = read_json(path)?;
+            let own = whole.get("text_config").filter(|v| v.is_object());
+            let own = own.unwrap_or(&whole).clone();
+            return Ok(Settings {
+                file: path.to_path_buf(),
+                gelu: activation(path, &own, Layout::HuggingFace)?,
+                heads: count(path, &own, "num_attention_heads")?.unwrap_or(8) as usize,
+                own,
+            });
+        }
+        if !open_clip.is_file() {
+            return Ok(Settings {
+                file: weights.path().to_path_buf(),
+                own: Value::Null,
+                gelu: Gelu::Quick,
+                heads: hidden / 64,
+            });
+        }
+        let whole = read_json(&open_clip)?;
+        let model = whole.get("model_cfg").unwrap_or(&whole);
+        let own = model.get("text_cfg").cloned().unwrap_or(Value::Null);
+        refuse_others(&open_clip, "text_cfg", &own, &OTHER_TOWERS)?;
+        Ok(Settings {
+            gelu: open_clip_gelu(model),
+            heads: count(&open_clip, &own, "heads")?.map_or(hidden / 64, |n| n as usize),
+            own,
+            file: open_clip,
+        })
     }
 }
 
-/// Sizes and settings, and whether there is a projection. `path` is the folder's config.json; OpenCLIP's
-/// settings lie beside it, and OpenAI has none: heads of 64 channels, the quick GELU.
+/// Sizes and settings, and whether there is a projection. `path` is the folder's config.json, whether it
+/// is there or not.
+///
+/// # Errors
+/// Settings that can't be read, contradict the tensors, or are of another tower.
 pub(super) fn config(
     path: &Path,
     names: Names,
     weights: &Checkpoint,
 ) -> Result<(TextConfig, bool)> {
-    let [vocab, hidden] = matrix(weights, &names.word())?;
-    let [max_positions, _] = matrix(weights, &names.position())?;
-    let layers = (0..).take_while(|n| {
-        let up = format!("{}.{}", names.block(*n), names.up());
-        weights.get(&up).is_some()
-    });
-    let layers = layers.count();
-    let [ffn, _] = matrix(weights, &format!("{}.{}", names.block(0), names.up()))?;
+    let [vocab, hidden] = dims(weights, &names.word())?;
+    let [max_positions, _] = dims(weights, &names.position())?;
+    let up = |layer| format!("{}.{}", names.block(layer), names.up());
+    let layers = (0..).take_while(|n| weights.get(&up(*n)).is_some()).count();
+    let [ffn, _] = dims(weights, &up(0))?;
     let projection = names.projection();
-    let projection = weights.get(&projection).is_some().then_some(projection);
-    let embed_dim = match (&projection, names) {
-        (None, _) => hidden,
-        (Some(name), Names::HuggingFace) => matrix(weights, name)?[0],
-        (Some(name), Names::OpenAi(_)) => matrix(weights, name)?[1],
+    let head = weights.get(&projection).is_some();
+    let embed_dim = match names {
+        _ if !head => hidden,
+        Names::HuggingFace => dims::<2>(weights, &projection)?[0],
+        Names::OpenAi(_) => dims::<2>(weights, &projection)?[1],
     };
-    let sizes = [
-        ("hidden_size", "width", hidden),
-        ("num_hidden_layers", "layers", layers),
-        ("vocab_size", "vocab_size", vocab),
-        ("max_position_embeddings", "context_length", max_positions),
-        ("intermediate_size", "", ffn),
-    ];
-    let open_clip = path.with_file_name("open_clip_config.json");
-    let (file, settings) = match names {
-        Names::HuggingFace => (path.to_path_buf(), Some(read(path)?)),
-        Names::OpenAi(_) if open_clip.is_file() => (open_clip.clone(), Some(read(&open_clip)?)),
-        Names::OpenAi(_) => (weights.path().to_path_buf(), None),
+    let settings = Settings::read(path, names, weights, hidden)?;
+    let (file, own) = (&settings.file, &settings.own);
+    let stated = match names {
+        Names::HuggingFace => [
+            ("hidden_size", hidden),
+            ("num_hidden_layers", layers),
+            ("vocab_size", vocab),
+            ("max_position_embeddings", max_positions),
+            ("intermediate_size", ffn),
+        ]
+        .to_vec(),
+        Names::OpenAi(_) => [
+            ("width", hidden),
+            ("layers", layers),
+            ("vocab_size", vocab),
+            ("context_length", max_positions),
+        ]
+        .to_vec(),
     };
-    let of = |part: &str, whole: &str| {
-        let own = settings.as_ref()?;
-        let nested = own.get(whole).and_then(|v| v.get(part)).or(own.get(part));
-        Some(nested.filter(|v| v.is_object()).unwrap_or(own).clone())
-    };
-    let own = match names {
-        Names::HuggingFace => of("text_config", ""),
-        Names::OpenAi(_) => of("text_cfg", "model_cfg"),
-    }
-    .unwrap_or(Value::Null);
-    for (hf, open, found) in sizes {
-        let field = if names == Names::HuggingFace {
-            hf
-        } else {
-            open
-        };
-        if let Some(value) = own.get(field).filter(|v| !v.is_null())
-            && value.as_u64() != Some(found as u64)
+    for (field, found) in stated {
+        if let Some(value) = count(file, own, field)?
+            && value != found as u64
         {
             return Err(bad_input!(
                 "{}: {field} is {value}, but the tensors say {found}; the files belong to different \
@@ -143,58 +187,23 @@ pub(super) fn config(
             ));
         }
     }
-    let count = |field: &str, default: usize| match own.get(field).filter(|v| !v.is_null()) {
-        None => Ok(default),
-        Some(value) => value
-            .as_u64()
-            .map(|n| n as usize)
-            .ok_or_else(|| bad_input!("{}: {field} is {value}, expected a count", file.display())),
-    };
-    let heads = match names {
-        Names::HuggingFace => count("num_attention_heads", 8)?,
-        Names::OpenAi(_) => count("heads", hidden / 64)?,
-    };
-    let quick = settings
-        .as_ref()
-        .and_then(|s| s.get("model_cfg")?.get("quick_gelu"));
-    let gelu = match (names, own.get("hidden_act").and_then(Value::as_str)) {
-        (Names::HuggingFace, None | Some("quick_gelu")) => Gelu::Quick,
-        (Names::HuggingFace, Some("gelu")) => Gelu::Exact,
-        (Names::HuggingFace, Some(act)) => {
-            return Err(bad_input!(
-                "{}: hidden_act is \"{act}\", expected \"gelu\" or \"quick_gelu\"",
-                file.display()
-            ));
-        }
-        (Names::OpenAi(_), _) if settings.is_none() => Gelu::Quick,
-        (Names::OpenAi(_), _) if quick.and_then(Value::as_bool) == Some(true) => Gelu::Quick,
-        (Names::OpenAi(_), _) => Gelu::Exact,
-    };
-    let number =
-        |field: &str, default: f64| own.get(field).and_then(Value::as_f64).unwrap_or(default);
     let config = TextConfig {
-        encoder: Encoder::Clip(gelu),
+        encoder: Encoder::Clip(settings.gelu),
         vocab,
         hidden,
         layers,
-        heads,
+        heads: settings.heads,
         ffn,
         max_positions,
         token_types: 0,
-        layer_norm_eps: number("layer_norm_eps", 1e-5) as f32,
+        layer_norm_eps: number(file, own, "layer_norm_eps", 1e-5)? as f32,
         pad_id: 0,
         hidden_dropout: 0.0,
-        attention_dropout: number("attention_dropout", 0.0) as f32,
+        attention_dropout: number(file, own, "attention_dropout", 0.0)? as f32,
         embed_dim,
     };
-    config.check(&file)?;
-    Ok((config, projection.is_some()))
-}
-
-fn read(file: &Path) -> Result<Value> {
-    let text = fs::read_to_string(file).map_err(Error::read(file))?;
-    serde_json::from_str(&text)
-        .map_err(|e| bad_input!("{}: is not valid JSON: {e}", file.display()))
+    config.check(file)?;
+    Ok((config, head))
 }
 
 /// Where each value of the tower lies.

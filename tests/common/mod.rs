@@ -10,6 +10,7 @@ pub mod golden;
 pub mod kernel_model;
 pub mod sweep;
 pub mod tiny;
+pub mod towers;
 pub mod world;
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //! DINOv2's. All is checked before anything is computed.
 
 pub(super) mod layout;
-mod settings;
+pub(super) mod settings;
 
 use std::path::{Path, PathBuf};
 
@@ -145,7 +145,7 @@ fn grid_of(weights: &Checkpoint, table: &str, rows: usize) -> Result<usize> {
 }
 
 /// The dims of a tensor, of which there must be so many.
-fn dims<const N: usize>(weights: &Checkpoint, name: &str) -> Result<[usize; N]> {
+pub(super) fn dims<const N: usize>(weights: &Checkpoint, name: &str) -> Result<[usize; N]> {
     let shape = weights.tensor(name)?.shape;
     match <[usize; N]>::try_from(shape) {
         Ok(dims) if dims.iter().all(|n| *n > 0) => Ok(dims),

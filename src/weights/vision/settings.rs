@@ -15,7 +15,7 @@ use crate::weights::checkpoint::Checkpoint;
 /// The file of a folder of Hugging Face's.
 const CONFIG: &str = "config.json";
 /// That of OpenCLIP's.
-const OPEN_CLIP: &str = "open_clip_config.json";
+pub(in crate::weights) const OPEN_CLIP: &str = "open_clip_config.json";
 
 /// Settings of OpenCLIP's that make another tower of the same tensors, or of others, and the value with
 /// which they do not.
@@ -156,7 +156,8 @@ impl Settings {
     }
 }
 
-fn read_json(file: &Path) -> Result<Value> {
+/// A file of settings.
+pub(in crate::weights) fn read_json(file: &Path) -> Result<Value> {
     let text = fs::read_to_string(file).map_err(Error::read(file))?;
     let value: Value = serde_json::from_str(&text)
         .map_err(|e| bad_input!("{}: is not valid JSON: {e}", file.display()))?;
@@ -170,7 +171,7 @@ fn read_json(file: &Path) -> Result<Value> {
 }
 
 /// A field that must be a count where it is there.
-fn count(file: &Path, value: &Value, field: &str) -> Result<Option<u64>> {
+pub(in crate::weights) fn count(file: &Path, value: &Value, field: &str) -> Result<Option<u64>> {
     match value.get(field).filter(|v| !v.is_null()) {
         None => Ok(None),
         Some(value) => value
@@ -204,12 +205,7 @@ fn hugging_face(file: PathBuf, layout: Layout) -> Result<Settings> {
         ));
     }
     let default_eps = if layout == Layout::Dino { 1e-6 } else { 1e-5 };
-    let eps = match value.get("layer_norm_eps").filter(|v| !v.is_null()) {
-        None => default_eps,
-        Some(eps) => eps
-            .as_f64()
-            .ok_or_else(|| bad_input!("{at}: layer_norm_eps is {eps}, expected a number"))?,
-    };
+    let eps = number(&file, value, "layer_norm_eps", default_eps)?;
     let heads = count(&file, value, "num_attention_heads")?.unwrap_or(12);
     let mut fields = vec![
         "hidden_size",
@@ -237,7 +233,23 @@ fn hugging_face(file: PathBuf, layout: Layout) -> Result<Settings> {
     })
 }
 
-fn activation(file: &Path, value: &Value, layout: Layout) -> Result<Gelu> {
+/// A field that must be a number where it is there.
+pub(in crate::weights) fn number(
+    file: &Path,
+    value: &Value,
+    field: &str,
+    default: f64,
+) -> Result<f64> {
+    match value.get(field).filter(|v| !v.is_null()) {
+        None => Ok(default),
+        Some(found) => found
+            .as_f64()
+            .ok_or_else(|| bad_input!("{}: {field} is {found}, expected a number", file.display())),
+    }
+}
+
+/// The `hidden_act` of Hugging Face's settings.
+pub(in crate::weights) fn activation(file: &Path, value: &Value, layout: Layout) -> Result<Gelu> {
     let act = value.get("hidden_act").and_then(Value::as_str);
     match (act, layout) {
         (Some("quick_gelu"), _) | (None, Layout::HuggingFace) => Ok(Gelu::Quick),
@@ -260,17 +272,7 @@ fn open_clip(file: PathBuf) -> Result<Settings> {
             file.display()
         ));
     };
-    for (field, plain) in OTHER_TOWERS {
-        let found = vision.get(field).filter(|v| !v.is_null());
-        let found = found.map_or_else(|| plain.to_string(), Value::to_string);
-        if found != plain {
-            return Err(bad_input!(
-                "{}: vision_cfg.{field} is {found}, expected {plain}; such towers are not supported",
-                file.display()
-            ));
-        }
-    }
-    let quick = model.get("quick_gelu").and_then(Value::as_bool);
+    refuse_others(&file, "vision_cfg", vision, &OTHER_TOWERS)?;
     let mut all = stated(
         &file,
         vision,
@@ -281,11 +283,36 @@ fn open_clip(file: PathBuf) -> Result<Settings> {
         heads: Heads::Of(count(&file, vision, "head_width")?.unwrap_or(64)),
         file: Some(file),
         layout: Layout::OpenAi,
-        gelu: match quick {
-            Some(true) => Gelu::Quick,
-            _ => Gelu::Exact,
-        },
+        gelu: open_clip_gelu(model),
         layer_norm_eps: 1e-5,
         stated: all,
     })
+}
+
+/// Fails where OpenCLIP's settings of a tower ask for what is not `plain`.
+pub(in crate::weights) fn refuse_others(
+    file: &Path,
+    part: &str,
+    own: &Value,
+    others: &[(&str, &str)],
+) -> Result<()> {
+    for (field, plain) in others {
+        let found = own.get(field).filter(|v| !v.is_null());
+        let found = found.map_or_else(|| plain.to_string(), Value::to_string);
+        if found != *plain {
+            return Err(bad_input!(
+                "{}: {part}.{field} is {found}, expected {plain}; such towers are not supported",
+                file.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The activation of both of OpenCLIP's towers: the exact GELU unless it is the quick one.
+pub(in crate::weights) fn open_clip_gelu(model: &Value) -> Gelu {
+    match model.get("quick_gelu").and_then(Value::as_bool) {
+        Some(true) => Gelu::Quick,
+        _ => Gelu::Exact,
+    }
 }
