@@ -2,71 +2,26 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::tiny::random;
+use common::towers::{self, Tower};
 use common::world::{Ran, TRAIN, World};
 use crosstune::data::features::Features;
 use crosstune::image::cache::{FeatureCache, digest};
-use crosstune::tensor::Dtype;
-use crosstune::weights::write::{OutTensor, write_safetensors};
 use serde_json::{Value, json};
 
-/// Pixels of a patch's side, patches of a picture's, channels, width of the joint space.
-const TOWER: [usize; 4] = [4, 8, 16, 16];
-
-/// A small tower of random weights.
-fn tower(folder: &Path) {
-    let [patch, grid, c, e] = TOWER;
-    let mut shapes: Vec<(String, Vec<usize>)> = vec![
-        ("vision_model.embeddings.class_embedding".into(), vec![c]),
-        (
-            "vision_model.embeddings.patch_embedding.weight".into(),
-            vec![c, 3, patch, patch],
-        ),
-        (
-            "vision_model.embeddings.position_embedding.weight".into(),
-            vec![grid * grid + 1, c],
-        ),
-        ("visual_projection.weight".into(), vec![e, c]),
-    ];
-    let mut linear = |name: &str, shape: &[usize]| {
-        shapes.push((format!("vision_model.{name}.weight"), shape.to_vec()));
-        shapes.push((format!("vision_model.{name}.bias"), shape[..1].to_vec()));
-    };
-    let block = "encoder.layers.0";
-    for norm in ["pre_layrnorm", "post_layernorm"] {
-        linear(norm, &[c]);
-    }
-    for norm in ["layer_norm1", "layer_norm2"] {
-        linear(&format!("{block}.{norm}"), &[c]);
-    }
-    for which in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-        linear(&format!("{block}.self_attn.{which}"), &[c, c]);
-    }
-    linear(&format!("{block}.mlp.fc1"), &[2 * c, c]);
-    linear(&format!("{block}.mlp.fc2"), &[c, 2 * c]);
-    let values: Vec<Vec<f32>> = shapes.iter().map(|(n, s)| random(3, n, s)).collect();
-    let out: Vec<OutTensor<'_>> = shapes
-        .iter()
-        .zip(&values)
-        .map(|((name, shape), values)| OutTensor {
-            name,
-            dtype: Dtype::F32,
-            shape: shape.clone(),
-            bytes: bytemuck::cast_slice(values).into(),
-        })
-        .collect();
-    fs::create_dir_all(folder).expect("made");
-    let path = folder.join("model.safetensors");
-    write_safetensors(&path, &out, &BTreeMap::new()).expect("written");
-    let config = json!({"hidden_size": c, "num_attention_heads": 2, "patch_size": patch});
-    fs::write(folder.join("config.json"), config.to_string()).expect("written");
-}
+/// Of 32 x 32 pixels.
+const TOWER: Tower = Tower {
+    hidden: 16,
+    layers: 1,
+    heads: 2,
+    ffn: 32,
+    patch: 4,
+    grid: 8,
+    embed_dim: 16,
+};
 
 /// A PNG of a formula.
 fn picture(seed: usize) -> Vec<u8> {
@@ -89,7 +44,8 @@ fn png(w: usize, h: usize, seed: usize) -> Vec<u8> {
 /// A world with a vision tower, and a picture for every item.
 fn world() -> World {
     let world = World::new();
-    tower(&world.path("vision"));
+    let config = [("config.json", TOWER.config())];
+    towers::write(&world.path("vision"), &config, &TOWER.tensors());
     fs::create_dir_all(world.path("photos")).expect("made");
     let text = String::from_utf8(world.read("world.jsonl")).expect("UTF-8");
     for (i, line) in text.lines().enumerate() {
@@ -131,7 +87,7 @@ fn a_picture_is_computed_once() {
     assert_eq!(computed(&world, &["--out=b.safetensors"]), 0);
     assert_eq!(world.read("a.safetensors"), world.read("b.safetensors"));
     let all = Features::load(&world.path("a.safetensors")).expect("loads");
-    assert_eq!((all.len() as u64, all.dim), (n, TOWER[3]));
+    assert_eq!((all.len() as u64, all.dim), (n, TOWER.embed_dim));
     assert!(all.names.is_sorted());
     // Another folder and name, the same content.
     fs::create_dir_all(world.path("others/train2014")).expect("made");
@@ -179,7 +135,7 @@ fn another_tower_or_preprocessing_reuses_nothing() {
     assert_eq!(again(), 0);
     assert_eq!(computed(&world, &["--out=a.safetensors", "--pillow=11"]), n);
     let settings = |size: usize| {
-        let side = TOWER[0] * TOWER[1];
+        let side = TOWER.patch * TOWER.grid;
         let json = json!({"size": size, "crop_size": side, "resample": 3});
         fs::write(
             world.path("vision/preprocessor_config.json"),
@@ -317,7 +273,7 @@ fn mistakes_are_told() {
         .collect();
     let with = |args: &[&'static str]| [&train[..], &["--out=run"], args].concat();
     let photos = ["--images=photos", "--vision=vision", "--cache=cache"];
-    let cases: [(Vec<&str>, &str); 9] = [
+    let cases: [(Vec<&str>, &str); 10] = [
         (
             vec!["features", "--images=photos", "--out=x"],
             "vision: missing",
@@ -365,6 +321,10 @@ fn mistakes_are_told() {
             "features: missing; give --features FILE with image features, or --images DIR",
         ),
         (with(&["--vision=vision"]), "vision: goes with --images DIR"),
+        (
+            with(&["--features=features.safetensors", "--cache=cache"]),
+            "cache: goes with --images DIR",
+        ),
         (
             with(&["--features=features.safetensors", photos[0], photos[1]]),
             "images: goes without --features",

@@ -151,8 +151,8 @@ impl DataArgs {
         how: (Option<usize>, Output),
     ) -> Result<(Features, PathBuf)> {
         let Some(images) = &self.images else {
-            if self.vision.vision.is_some() {
-                return Err(bad_input!("vision: goes with --images DIR").into());
+            if let Some(option) = self.vision.given() {
+                return Err(bad_input!("{option}: goes with --images DIR").into());
             }
             let what = "FILE with image features, or --images DIR and --vision DIR";
             let path = required(&self.features, "features", what)?;

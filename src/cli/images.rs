@@ -52,6 +52,19 @@ pub struct Tower {
 }
 
 impl VisionArgs {
+    /// An option that was given, if one was.
+    pub fn given(&self) -> Option<&'static str> {
+        let options = [
+            ("vision", self.vision.is_some()),
+            ("cache", self.cache.is_some()),
+            ("pillow", self.pillow.is_some()),
+        ];
+        options
+            .iter()
+            .find(|(_, given)| *given)
+            .map(|(name, _)| *name)
+    }
+
     /// Opens the tower and its cache. It computes on the CPU.
     pub fn open(&self, threads: Option<usize>) -> Result<Tower> {
         let Some(vision) = &self.vision else {
