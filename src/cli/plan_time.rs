@@ -89,18 +89,8 @@ impl Time {
             "tokens a second",
             all(&|c| format!("{:19.0}", self.tokens as f64 / self.seconds(c))),
         );
-        for c in &CARDS {
-            let _ = writeln!(
-                out,
-                "{}: {:.0} % of {:.2} TB/s, {:.0} % of {:.0} TFLOP/s, {:.0} us a launch; {}",
-                c.name,
-                c.memory_share * 100.0,
-                c.memory / 1e12,
-                c.tensor_share * 100.0,
-                c.tensor / 1e12,
-                c.launch * 1e6,
-                c.sources
-            );
+        for card in &CARDS {
+            let _ = writeln!(out, "{}", card.describe());
         }
         out
     }

@@ -89,6 +89,21 @@ impl Card {
         CARDS.iter().find(of_mark)
     }
 
+    /// What a time by the model goes by, in a line.
+    pub fn describe(&self) -> String {
+        format!(
+            "{}: {:.0} % of {:.2} TB/s, {:.0} % of {:.0} TFLOP/s, {:.2} T instructions/s, {:.0} us a launch; {}",
+            self.name,
+            self.memory_share * 100.0,
+            self.memory / 1e12,
+            self.tensor_share * 100.0,
+            self.tensor / 1e12,
+            self.issue / 1e12,
+            self.launch * 1e6,
+            self.sources
+        )
+    }
+
     /// Seconds of so many launches that together cost `cost`.
     pub fn seconds(&self, cost: &Cost, launches: usize) -> f64 {
         let bytes = cost.bytes() / (self.memory * self.memory_share);

@@ -105,19 +105,8 @@ pub fn table(report: &Report) -> String {
     let mut out = lay_out(&head, times.iter().map(row).collect(), Style::Text);
     out += "\nBy the virtual machine's counts and a model of the card; nothing here was measured \
             (docs/profiling.md).\n";
-    for c in &CARDS {
-        let _ = writeln!(
-            out,
-            "{}: {:.0} % of {:.2} TB/s, {:.0} % of {:.0} TFLOP/s, {:.2} T instructions/s, {:.0} us a launch; {}",
-            c.name,
-            c.memory_share * 100.0,
-            c.memory / 1e12,
-            c.tensor_share * 100.0,
-            c.tensor / 1e12,
-            c.issue / 1e12,
-            c.launch * 1e6,
-            c.sources
-        );
+    for card in &CARDS {
+        let _ = writeln!(out, "{}", card.describe());
     }
     out
 }
