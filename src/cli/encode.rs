@@ -7,14 +7,12 @@ use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::captions::read_lines;
 use crosstune::data::features::Features;
-use crosstune::device::DeviceChoice;
-use crosstune::engine::{Engine, EngineOptions};
 use crosstune::profile::Phase;
 use crosstune::tensor::Dtype;
-use crosstune::weights::hub;
 use serde_json::json;
 
 use super::adapters::{AdapterArgs, Adapters};
+use super::compute::ComputeArgs;
 use super::data::{lines_or_stdin, required};
 use super::term::Progress;
 use super::{Output, check_new_folder, check_target, profile};
@@ -56,13 +54,8 @@ pub struct Args {
     /// Write over a file that exists.
     #[arg(long)]
     force: bool,
-    /// Threads [default: all cores].
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:N, or vm (vm:spread: no memory used twice), the GPU's
-    /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceChoice>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Record where time goes, by phase and by op: a table at the end, and this folder with a trace
     /// for chrome://tracing.
     #[arg(long, value_name = "DIR")]
@@ -79,13 +72,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     if let Some(folder) = &args.profile {
         check_new_folder(folder)?;
     }
-    let mut engine = Engine::open(
-        &hub::resolve(&model)?,
-        EngineOptions {
-            threads: args.threads,
-            device: args.device.unwrap_or(DeviceChoice::Auto),
-        },
-    )?;
+    let mut engine = args.compute.open(&model)?;
     if args.profile.is_some() {
         engine = engine.profiled();
     }

@@ -5,17 +5,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::{self, Needs, Protocol, Role, Shots, Split};
-use crosstune::device::DeviceChoice;
-use crosstune::engine::{Engine, EngineOptions};
 use crosstune::eval::disparity::{LanguageScore, disparity};
 use crosstune::eval::retrieval::{Recall, retrieval};
 use crosstune::train::examples::Examples;
 use crosstune::train::objective::Strategy;
-use crosstune::weights::hub;
 use serde_json::json;
 
 use super::Output;
 use super::adapters::AdapterArgs;
+use super::compute::ComputeArgs;
 use super::data::{DataArgs, names_in, required};
 use super::term::{Progress, warn};
 
@@ -46,13 +44,8 @@ pub struct Args {
     /// translations to English, the others the captions [default: baseline1].
     #[arg(long)]
     strategy: Option<String>,
-    /// Threads [default: all cores].
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:N, or vm (vm:spread: no memory used twice), the GPU's
-    /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceChoice>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -68,13 +61,7 @@ struct Row {
 /// Runs the command.
 pub fn run(args: Args, output: Output) -> Result<()> {
     let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
-    let engine = Engine::open(
-        &hub::resolve(&model)?,
-        EngineOptions {
-            threads: args.threads,
-            device: args.device.unwrap_or(DeviceChoice::Auto),
-        },
-    )?;
+    let engine = args.compute.open(&model)?;
     let strategy: Strategy = args.strategy.as_deref().unwrap_or("baseline1").parse()?;
     let role = strategy.anchor();
     let source = args.data.source()?;
@@ -93,7 +80,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         }
         splits.push(split);
     }
-    let how = (args.threads, output);
+    let how = (args.compute.threads, output);
     let (features, file) = args.data.image_features(|| Ok(names_in(&splits)), how)?;
     let adapters = args.adapters.load()?;
     let slots: Vec<usize> = languages

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Each parses, calls the library and prints.
 
 mod adapters;
+mod compute;
 mod convert;
 mod data;
 mod demo;

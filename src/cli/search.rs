@@ -8,16 +8,15 @@ use crosstune::bad_input;
 use crosstune::data::captions::read_lines;
 use crosstune::data::feature_file::FeatureFile;
 use crosstune::data::features::Features;
-use crosstune::device::DeviceChoice;
-use crosstune::engine::{Engine, EngineOptions};
+use crosstune::engine::Engine;
 use crosstune::error::Error;
 use crosstune::search::mapped::Mapped;
 use crosstune::search::page::{Answer, Shown, write_page};
 use crosstune::search::top::{Hit, top};
-use crosstune::weights::hub;
 use serde::Serialize;
 
 use super::adapters::{AdapterArgs, Adapters};
+use super::compute::ComputeArgs;
 use super::data::{lines_or_stdin, required};
 use super::term::Progress;
 use super::{Output, check_target};
@@ -74,13 +73,8 @@ pub struct Args {
     /// Write over a page that exists.
     #[arg(long)]
     force: bool,
-    /// Threads [default: all cores].
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where to encode: auto, cpu, cuda:N, or vm (vm:spread: no memory used twice), the GPU's
-    /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceChoice>,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 /// What is looked for.
@@ -211,8 +205,8 @@ fn asked(args: &Args, images: &FeatureFile) -> Result<Asked> {
 /// The model, where something is to be encoded, and the threads of the search.
 fn places(args: &Args, asked: &Asked) -> Result<(Option<Engine>, Arc<rayon::ThreadPool>)> {
     if matches!(asked, Asked::Images(_)) && args.caption_features.is_some() {
-        let threads = args.threads.unwrap_or(0);
-        if args.threads == Some(0) {
+        let threads = args.compute.threads.unwrap_or(0);
+        if args.compute.threads == Some(0) {
             return Err(bad_input!("threads: found 0, expected at least 1").into());
         }
         let pool = rayon::ThreadPoolBuilder::new()
@@ -221,11 +215,7 @@ fn places(args: &Args, asked: &Asked) -> Result<(Option<Engine>, Arc<rayon::Thre
         return Ok((None, Arc::new(pool)));
     }
     let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
-    let options = EngineOptions {
-        threads: args.threads,
-        device: args.device.unwrap_or(DeviceChoice::Auto),
-    };
-    let engine = Engine::open(&hub::resolve(&model)?, options)?;
+    let engine = args.compute.open(&model)?;
     let pool = engine.pool();
     Ok((Some(engine), pool))
 }

@@ -8,9 +8,8 @@ use anyhow::Result;
 use crosstune::adapter::file::AdapterFile;
 use crosstune::bad_input;
 use crosstune::data::{self, Shots};
-use crosstune::device::DeviceChoice;
+use crosstune::engine::Engine;
 use crosstune::engine::memory::gib;
-use crosstune::engine::{Engine, EngineOptions};
 use crosstune::error::Error;
 use crosstune::eval::retrieval::Recall;
 use crosstune::sweep::grid::{self, Options};
@@ -21,7 +20,6 @@ use crosstune::sweep::table::Table;
 use crosstune::sweep::{Spec, result};
 use crosstune::train::languages::{Languages, Reader};
 use crosstune::train::objective::Strategy;
-use crosstune::weights::hub;
 use crosstune::weights::write::write_atomic;
 use serde_json::{Value, json};
 
@@ -168,11 +166,7 @@ fn open_inputs(settings: &Settings, output: Output) -> Result<Inputs> {
     let model = required(&common.model, "model", "DIR of an M-CLIP model")?;
     let source = common.data.source()?;
     let points = settings.points(&source)?;
-    let options = EngineOptions {
-        threads: common.recipe.threads,
-        device: common.recipe.device.unwrap_or(DeviceChoice::Auto),
-    };
-    let engine = Engine::open(&hub::resolve(&model)?, options)?;
+    let engine = common.recipe.compute.open(&model)?;
     let protocol = common.data.protocol()?;
     let mut wanted: Vec<(String, Vec<Strategy>)> = Vec::new();
     for (point, language) in points
@@ -189,7 +183,7 @@ fn open_inputs(settings: &Settings, output: Output) -> Result<Inputs> {
         let languages = wanted.iter().map(|(l, _)| l.clone()).chain(english);
         common.data.images_of(&languages.collect::<Vec<_>>())
     };
-    let how = (common.recipe.threads, output);
+    let how = (common.recipe.compute.threads, output);
     let (features, file) = common.data.image_features(names, how)?;
     let reader = Reader {
         engine: &engine,

@@ -6,13 +6,13 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use crosstune::bad_input;
 use crosstune::data::{self, Shots, Source};
-use crosstune::device::DeviceChoice;
 use crosstune::error::Error;
 use crosstune::sweep::grid::{self, Axis, Options};
 use crosstune::sweep::presets;
 use crosstune::train::objective::Strategy;
 use serde_json::{Value, json};
 
+use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::method::{Method, MethodArgs};
 use super::{finite, options, train_args};
@@ -68,13 +68,8 @@ pub struct Args {
     /// Where the sweep goes: a new folder, or one that it was begun in.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Threads [default: all cores]. Results do not depend on it.
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:N, or vm (vm:spread: no memory used twice), the GPU's
-    /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceChoice>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Most members of a group, which share each step [default: 16]. Results do not depend on it.
     #[arg(long, value_name = "N")]
     max_members: Option<usize>,
@@ -155,8 +150,8 @@ impl Args {
         let mine = [
             ("model", json!(self.model)),
             ("out", json!(self.out)),
-            ("threads", json!(self.threads)),
-            ("device", json!(self.device)),
+            ("threads", json!(self.compute.threads)),
+            ("device", json!(self.compute.device)),
             ("max-members", json!(self.max_members)),
             ("memory", json!(self.memory)),
             ("max-tokens", json!(self.max_tokens)),

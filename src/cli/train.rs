@@ -98,8 +98,9 @@ fn settings(args: Args) -> Result<(Args, Option<RunFolder>)> {
     }
     let folder = RunFolder::open(&path)?;
     let mut resumed = Args::default().over(&folder.file("config.toml"))?;
-    resumed.recipe.threads = args.recipe.threads;
-    resumed.recipe.device = args.recipe.device.or(resumed.recipe.device);
+    let (here, then) = (args.recipe.compute, &mut resumed.recipe.compute);
+    then.threads = here.threads;
+    then.device = here.device.or(then.device);
     resumed.profile = args.profile;
     resumed.resume = Some(path);
     Ok((resumed, Some(folder)))

@@ -11,6 +11,7 @@ use crosstune::train::objective::{Strategy, TextLoss};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::compute::ComputeArgs;
 use super::data::DataArgs;
 use super::finite;
 use super::method::MethodArgs;
@@ -132,13 +133,9 @@ pub struct Recipe {
     /// Begin with this adapter instead of a fresh one.
     #[arg(long, value_name = "FILE")]
     pub init: Option<PathBuf>,
-    /// Threads [default: all cores]. Results do not depend on it.
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// Where to compute: auto, cpu, cuda:N, or vm (vm:spread: no memory used twice), the GPU's
-    /// kernels in a virtual machine [default: auto, the first GPU that can be used, or else the CPU].
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceChoice>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub compute: ComputeArgs,
 }
 
 impl Args {
@@ -243,7 +240,7 @@ impl Args {
         let mut a = self.clone();
         a.lang = Some(lang);
         let r = &mut a.recipe;
-        r.device = Some(device);
+        r.compute.device = Some(device);
         r.joint.get_or_insert(false);
         r.strategy = Some(config.strategy.to_string());
         r.text_loss = Some(config.text_loss.to_string());

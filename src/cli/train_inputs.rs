@@ -3,14 +3,12 @@
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::{self, Shots, Source};
-use crosstune::device::DeviceChoice;
-use crosstune::engine::{Engine, EngineOptions};
+use crosstune::engine::Engine;
 use crosstune::error::Error;
 use crosstune::train::config::MemberConfig;
 use crosstune::train::languages::{LanguageData, Reader};
 use crosstune::train::objective::Strategy;
 use crosstune::train::trainer::Member;
-use crosstune::weights::hub;
 
 use super::Output;
 use super::data::required;
@@ -33,11 +31,7 @@ impl Inputs {
     pub fn open(args: &Args, lang: &str, strategy: Strategy, output: Output) -> Result<Inputs> {
         let joint = args.recipe.joint.unwrap_or(false);
         let model = required(&args.model, "model", "DIR of an M-CLIP model")?;
-        let options = EngineOptions {
-            threads: args.recipe.threads,
-            device: args.recipe.device.unwrap_or(DeviceChoice::Auto),
-        };
-        let mut engine = Engine::open(&hub::resolve(&model)?, options)?;
+        let mut engine = args.recipe.compute.open(&model)?;
         if args.profile {
             engine = engine.profiled();
         }
@@ -58,7 +52,7 @@ impl Inputs {
         }
         let (features, file) = args.data.image_features(
             || args.data.images_of(&names),
-            (args.recipe.threads, output),
+            (args.recipe.compute.threads, output),
         )?;
         let reader = Reader {
             engine: &engine,
