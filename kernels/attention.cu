@@ -1,7 +1,9 @@
-// Self-attention within each text of a packed batch.
+// Self-attention within each text of a packed batch, over all its tokens or (causal) those up to the
+// query's own.
 //
 // Computes  for each text and head, with Q, K, V its rows of qkv and m the factors of dropout, 0 or
-//           1 / (1 - p):  S = Q K^T / sqrt(HS),  P = exp(S - lse),  out = (m P) V.
+//           1 / (1 - p):  S = Q K^T / sqrt(HS),  P = exp(S - lse), 0 for keys that are not seen,
+//           out = (m P) V.
 //           dP = m (dout V^T),  delta_i = sum_j P_ij dP_ij,  dS = P (dP - delta) / sqrt(HS),
 //           dQ = dS K,  dK = dS^T Q,  dV = (m P)^T dout.
 // Arguments qkv dqkv (T, 3 NH HS) f16: queries, keys and values side by side, each head by head;
@@ -14,7 +16,8 @@
 //
 // Captions are short, so a block has one tile of one text's head, and one tile of keys is mostly
 // all of them: nothing is pipelined, other blocks hide the waits. A longer text has several blocks
-// that each pass over all its tiles; no sum depends on any other text.
+// that each pass over all its tiles; no sum depends on any other text. Where attention is causal,
+// tiles of keys behind those of queries are passed by.
 #include "attention.cuh"
 
 namespace {
@@ -34,7 +37,7 @@ __forceinline__ __device__ Head head_of(const SeqParams& text, int parts, int he
 template <int HS>
 __forceinline__ __device__ void forward(__half* out, float* lse, const __half* qkv,
                                         const SeqParams* seqs, const StepParams* step, int heads,
-                                        int hs, Dropout drop) {
+                                        int hs, bool causal, Dropout drop) {
     __shared__ __align__(16) __half queries[TILE * HS], keys[TILE * HS], values[TILE * HS];
     if (blockIdx.x >= step->n_rows[SEQS]) return;
     SeqParams text = seqs[blockIdx.x];
@@ -46,7 +49,8 @@ __forceinline__ __device__ void forward(__half* out, float* lse, const __half* q
     float scale = 1.f / sqrtf(hs), max[2] = {-1e30f, -1e30f}, sum[2] = {};
     Rows16<HS> acc = {};
     load_tile<HS>(queries, qkv + in.at + (long long)query0 * in.ld, in.ld, text.len - query0, hs);
-    for (int key0 = 0; key0 < text.len; key0 += TILE) {
+    int n_keys = seen(text, query0 + TILE - 1, causal);
+    for (int key0 = 0; key0 < n_keys; key0 += TILE) {
         const __half* from = qkv + in.at + (long long)key0 * in.ld + C;
         __syncthreads();   // all have left the last tile of keys
         load_tile<HS>(keys, from, in.ld, text.len - key0, hs);
@@ -60,10 +64,11 @@ __forceinline__ __device__ void forward(__half* out, float* lse, const __half* q
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float top = max[h];
+            int end = seen(text, query + g + 8 * h, causal) - key0;
 #pragma unroll
             for (int k = 0; k < 2 * NT; ++k) {
                 float& x = s[k / 2][2 * h + k % 2];
-                x = key0 + k / 2 * 8 + 2 * q + k % 2 < text.len ? scale * x : -INFINITY;
+                x = k / 2 * 8 + 2 * q + k % 2 < end ? scale * x : -INFINITY;
                 top = fmaxf(top, x);
             }
             top = quad_max(top);
@@ -102,7 +107,8 @@ template <int HS>
 __forceinline__ __device__ void backward_queries(__half* dqkv, float* delta, const __half* qkv,
                                                  const __half* dout, const float* lse,
                                                  const SeqParams* seqs, const StepParams* step,
-                                                 int heads, int hs, Dropout drop) {
+                                                 int heads, int hs, bool causal,
+                                                 Dropout drop) {
     __shared__ __align__(16) __half queries[TILE * HS], keys[TILE * HS], values[TILE * HS],
         douts[TILE * HS];
     if (blockIdx.x >= step->n_rows[SEQS]) return;
@@ -118,9 +124,10 @@ __forceinline__ __device__ void backward_queries(__half* dqkv, float* delta, con
                   hs);
     float sum[2] = {};
     Rows16<HS> dq = {};
+    int n_keys = seen(text, query0 + TILE - 1, causal);
     // All keys once for delta, which dS needs, and once more for dQ.
     for (int turn = 0; turn < 2; ++turn)
-        for (int key0 = 0; key0 < text.len; key0 += TILE) {
+        for (int key0 = 0; key0 < n_keys; key0 += TILE) {
             const __half* keys_at = qkv + in.at + (long long)key0 * in.ld + C;
             __syncthreads();   // all have left the last tile of keys
             load_tile<HS>(keys, keys_at, in.ld, text.len - key0, hs);
@@ -130,7 +137,7 @@ __forceinline__ __device__ void backward_queries(__half* dqkv, float* delta, con
             cp_async_wait<0>();
             __syncthreads();
             Again<HS> x;
-            x.make(queries, keys, values, douts, lse, keep, text, query, key0, heads, hs,
+            x.make(queries, keys, values, douts, lse, keep, text, query, key0, heads, hs, causal,
                    drop.scale);
             if (turn == 0) {
                 sum[0] += x.delta(0);
@@ -157,7 +164,7 @@ template <int HS>
 __forceinline__ __device__ void backward(__half* dqkv, const __half* qkv, const __half* dout,
                                          const float* lse, const float* delta,
                                          const SeqParams* seqs, const StepParams* step, int heads,
-                                         int hs, Dropout drop) {
+                                         int hs, bool causal, Dropout drop) {
     __shared__ __align__(16) __half queries[TILE * HS], keys[TILE * HS], values[TILE * HS],
         douts[TILE * HS], shared_mp[TILE * TILE], shared_ds[TILE * TILE];
     if (blockIdx.x >= step->n_rows[SEQS]) return;
@@ -173,7 +180,7 @@ __forceinline__ __device__ void backward(__half* dqkv, const __half* qkv, const 
     load_tile<HS>(values, keys_at + C, in.ld, text.len - key0, hs);
     Rows16<HS> dk = {}, dv = {};
     Left ds;
-    for (int query0 = 0; query0 < text.len; query0 += TILE) {
+    for (int query0 = causal ? key0 : 0; query0 < text.len; query0 += TILE) {
         int query = query0 + warp_row();
         __syncthreads();   // all have left the last tile of queries
         load_tile<HS>(queries, qkv + in.at + (long long)query0 * in.ld, in.ld, text.len - query0,
@@ -185,7 +192,8 @@ __forceinline__ __device__ void backward(__half* dqkv, const __half* qkv, const 
         cp_async_wait<0>();
         __syncthreads();
         Again<HS> x;
-        x.make(queries, keys, values, douts, lse, keep, text, query, key0, heads, hs, drop.scale);
+        x.make(queries, keys, values, douts, lse, keep, text, query, key0, heads, hs, causal,
+               drop.scale);
         float sum[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -217,67 +225,70 @@ __forceinline__ __device__ void backward(__half* dqkv, const __half* qkv, const 
 // Grid of all: (S of the bucket, NH, ceil(longest text / 32)); block: 64.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_32_f16(
     __half* out, float* lse, const __half* qkv, const SeqParams* seqs, const StepParams* step,
-    int heads, int hs, unsigned drop_threshold, float drop_scale, unsigned drop_site) {
-    forward<32>(out, lse, qkv, seqs, step, heads, hs, {drop_threshold, drop_scale, drop_site});
+    int heads, int hs, int causal, unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    forward<32>(out, lse, qkv, seqs, step, heads, hs, causal,
+                {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_64_f16(
     __half* out, float* lse, const __half* qkv, const SeqParams* seqs, const StepParams* step,
-    int heads, int hs, unsigned drop_threshold, float drop_scale, unsigned drop_site) {
-    forward<64>(out, lse, qkv, seqs, step, heads, hs, {drop_threshold, drop_scale, drop_site});
+    int heads, int hs, int causal, unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    forward<64>(out, lse, qkv, seqs, step, heads, hs, causal,
+                {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_128_f16(
     __half* out, float* lse, const __half* qkv, const SeqParams* seqs, const StepParams* step,
-    int heads, int hs, unsigned drop_threshold, float drop_scale, unsigned drop_site) {
-    forward<128>(out, lse, qkv, seqs, step, heads, hs, {drop_threshold, drop_scale, drop_site});
+    int heads, int hs, int causal, unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    forward<128>(out, lse, qkv, seqs, step, heads, hs, causal,
+                {drop_threshold, drop_scale, drop_site});
 }
 
 // Before the next ones, where the bucket has texts longer than a tile.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_32_f16(
     __half* dqkv, float* delta, const __half* qkv, const __half* dout, const float* lse,
-    const SeqParams* seqs, const StepParams* step, int heads, int hs, unsigned drop_threshold,
-    float drop_scale, unsigned drop_site) {
-    backward_queries<32>(dqkv, delta, qkv, dout, lse, seqs, step, heads, hs,
+    const SeqParams* seqs, const StepParams* step, int heads, int hs, int causal,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    backward_queries<32>(dqkv, delta, qkv, dout, lse, seqs, step, heads, hs, causal,
                          {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_64_f16(
     __half* dqkv, float* delta, const __half* qkv, const __half* dout, const float* lse,
-    const SeqParams* seqs, const StepParams* step, int heads, int hs, unsigned drop_threshold,
-    float drop_scale, unsigned drop_site) {
-    backward_queries<64>(dqkv, delta, qkv, dout, lse, seqs, step, heads, hs,
+    const SeqParams* seqs, const StepParams* step, int heads, int hs, int causal,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    backward_queries<64>(dqkv, delta, qkv, dout, lse, seqs, step, heads, hs, causal,
                          {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_128_f16(
     __half* dqkv, float* delta, const __half* qkv, const __half* dout, const float* lse,
-    const SeqParams* seqs, const StepParams* step, int heads, int hs, unsigned drop_threshold,
-    float drop_scale, unsigned drop_site) {
-    backward_queries<128>(dqkv, delta, qkv, dout, lse, seqs, step, heads, hs,
+    const SeqParams* seqs, const StepParams* step, int heads, int hs, int causal,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    backward_queries<128>(dqkv, delta, qkv, dout, lse, seqs, step, heads, hs, causal,
                          {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_32_f16(
     __half* dqkv, const __half* qkv, const __half* dout, const float* lse, const float* delta,
-    const SeqParams* seqs, const StepParams* step, int heads, int hs, unsigned drop_threshold,
-    float drop_scale, unsigned drop_site) {
-    backward<32>(dqkv, qkv, dout, lse, delta, seqs, step, heads, hs,
+    const SeqParams* seqs, const StepParams* step, int heads, int hs, int causal,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    backward<32>(dqkv, qkv, dout, lse, delta, seqs, step, heads, hs, causal,
                  {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_64_f16(
     __half* dqkv, const __half* qkv, const __half* dout, const float* lse, const float* delta,
-    const SeqParams* seqs, const StepParams* step, int heads, int hs, unsigned drop_threshold,
-    float drop_scale, unsigned drop_site) {
-    backward<64>(dqkv, qkv, dout, lse, delta, seqs, step, heads, hs,
+    const SeqParams* seqs, const StepParams* step, int heads, int hs, int causal,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    backward<64>(dqkv, qkv, dout, lse, delta, seqs, step, heads, hs, causal,
                  {drop_threshold, drop_scale, drop_site});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_128_f16(
     __half* dqkv, const __half* qkv, const __half* dout, const float* lse, const float* delta,
-    const SeqParams* seqs, const StepParams* step, int heads, int hs, unsigned drop_threshold,
-    float drop_scale, unsigned drop_site) {
-    backward<128>(dqkv, qkv, dout, lse, delta, seqs, step, heads, hs,
+    const SeqParams* seqs, const StepParams* step, int heads, int hs, int causal,
+    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    backward<128>(dqkv, qkv, dout, lse, delta, seqs, step, heads, hs, causal,
                  {drop_threshold, drop_scale, drop_site});
 }

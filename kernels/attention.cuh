@@ -17,6 +17,11 @@ constexpr int NT = TILE / 8;
 using Scores = float[NT][4];
 template <int HS> using Rows16 = float[HS / 8][4];
 
+// How many tokens of its text the query at `place` sees.
+__forceinline__ __device__ int seen(const SeqParams& text, int place, bool causal) {
+    return causal ? min(place + 1, text.len) : text.len;
+}
+
 __forceinline__ __device__ int warp_row() { return threadIdx.x / 32 * 16; }
 
 // `n_rows` rows of `hs` numbers, at most TILE and HS.
@@ -159,14 +164,15 @@ __forceinline__ __device__ unsigned keep_bits(const Dropout& d, const MemberPara
     return (low & 0x33333333u) | (high & 0x33333333u) << 2;
 }
 
-// P and dP of a warp's queries and a tile of keys; P is 0 outside the text.
+// P and dP of a warp's queries and a tile of keys; P is 0 for what is not seen.
 template <int HS> struct Again {
     Scores p, dp;
 
     __forceinline__ __device__ void make(const __half* queries, const __half* keys,
                                          const __half* values, const __half* douts,
                                          const float* lse, unsigned keep, const SeqParams& text,
-                                         int query, int key0, int heads, int hs, float drop_scale) {
+                                         int query, int key0, int heads, int hs, bool causal,
+                                         float drop_scale) {
         int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
         float scale = 1.f / sqrtf(hs);
         scores<HS>(p, queries, keys);
@@ -176,10 +182,11 @@ template <int HS> struct Again {
             int row = query + g + 8 * h;
             bool inside = row < text.len;
             float log = inside ? lse[(long long)(text.first + row) * heads + blockIdx.y] : 0.f;
+            int end = inside ? seen(text, row, causal) - key0 : 0;
 #pragma unroll
             for (int k = 0; k < 2 * NT; ++k) {
-                int j = k / 2, i = 2 * h + k % 2, col = key0 + j * 8 + 2 * q + k % 2;
-                p[j][i] = inside && col < text.len ? __expf(scale * p[j][i] - log) : 0.f;
+                int j = k / 2, i = 2 * h + k % 2, col = j * 8 + 2 * q + k % 2;
+                p[j][i] = col < end ? __expf(scale * p[j][i] - log) : 0.f;
                 dp[j][i] *= keep >> (4 * j + i) & 1 ? drop_scale : 0.f;
             }
         }

@@ -1,18 +1,18 @@
 // Word, position and token type embeddings, layer norm and dropout in one.
 //
-// Computes  z = word[id] + position[place] + token_type[type]; in slot s of a soft prompt, prompt[s]
+// Computes  z = word[id] + position[place] + token_type[type] (nothing where that is null); in slot s of a soft prompt, prompt[s]
 //           of the member stands in place of word[id];
 //           out = drop((z - mean) rstd weight + bias),  rstd = (var + eps)^-1/2.
 //           For the gradient, z rounded, its stats, and d = drop(dout): dz, dweight and dbias are
 //           layer_norm_backward's of it;  dtable_g[row] = sum of dz over member g's tokens that
 //           take the row.
 // Arguments word (V, C), position (P, C), token_type (K, C) f16; prompt (G, n_slots, C) f32, null
-//           where n_slots is 0; out z d dout (T, C) f16; stats (T, 2) f32: mean, rstd; weight bias
+//           where n_slots is 0; out sum z d dout (T, C) f16; stats (T, 2) f32: mean, rstd; weight bias
 //           (C) or (G, C) f16 or f32; dtable (G, R, C) f32 of one table, or the prompt, with R
 //           rows; step StepParams, tokens (T) TokenParams, ids (T) TokenIds.
 // Layout    Rows of f16 tables and of (T, C) lie `ld` halves apart, a multiple of 8; all pointers at
 //           16 bytes; columns C..ld are zero where read and written as zero. d may be dout.
-// Writes    = out;  = z, stats, d;  += dtable.
+// Writes    = out, and z in sum where that is not null;  = z, stats, d;  += dtable.
 // Source    Conneau et al., "Unsupervised cross-lingual representation learning at scale" (2020);
 //           Devlin et al., "BERT" (2019), figure 2; Lester et al., "The power of scale for
 //           parameter-efficient prompt tuning" (2021); dropout by Philox counters.
@@ -40,19 +40,20 @@ __forceinline__ __device__ void gather(float (&z)[VECS][8], const Tables& tables
     int lane = threadIdx.x % 32;
     const __half* word = tables.word + (long long)ids.word * ld;
     const __half* position = tables.position + (long long)ids.position * ld;
-    const __half* token_type = tables.token_type + (long long)ids.token_type * ld;
+    const __half* token_type = tables.token_type;
+    if (token_type) token_type += (long long)ids.token_type * ld;
     Param prompt = {tables.prompt, false, C};
     unsigned slot = member * tables.n_slots + ids.slot - 1;
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
         if (i * 256 >= ld) break;
-        float p[8], t[8];
+        float p[8], t[8] = {};
         if (ids.slot) load_param(z[i], prompt, slot, col, C);
         if (col >= ld) continue;
         if (!ids.slot) unpack8(z[i], load16(word + col));
         unpack8(p, load16(position + col));
-        unpack8(t, load16(token_type + col));
+        if (token_type) unpack8(t, load16(token_type + col));
 #pragma unroll
         for (int j = 0; j < 8; ++j) z[i][j] += t[j] + p[j];
     }
@@ -91,8 +92,8 @@ __forceinline__ __device__ void add8(float* row, const float (&x)[8], int col, i
 }  // namespace
 
 // One warp a row. Grid: ceil(T / 8) of the bucket; block: 256. C at most 1024.
-extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
-    __half* out, const __half* word, const __half* position, const __half* token_type,
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) embedding_forward_f16(
+    __half* out, __half* sum, const __half* word, const __half* position, const __half* token_type,
     const float* prompt, const void* weight, const void* bias, const StepParams* step,
     const TokenParams* tokens, const TokenIds* ids, int n_slots, int C, int ld, int param_is_half,
     long long weight_stride, long long bias_stride, float eps, unsigned drop_threshold,
@@ -105,6 +106,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) embedding_forward_f16(
     Dropout drop = {drop_threshold, drop_scale, drop_site};
     float z[VECS][8];
     gather(z, {word, position, token_type, prompt, n_slots}, token.member, ids[row], C, ld);
+#pragma unroll
+    for (int i = 0; i < VECS; ++i) {
+        int col = (i * 32 + lane) * 8;
+        if (sum && col < ld) store16(sum + (long long)row * ld + col, pack8(z[i]));
+    }
     float2 stat = row_stats(z, C, ld, eps);
 #pragma unroll
     for (int i = 0; i < VECS; ++i) {

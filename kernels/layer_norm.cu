@@ -1,16 +1,17 @@
-// Residual, dropout and layer norm in one (post-LN transformers).
+// Residual, dropout and layer norm in one; alone where there is no residual.
 //
-// Computes  z = resid + drop(inp),  out = (z - mean) rstd weight + bias,  rstd = (var + eps)^-1/2
+// Computes  z = resid + drop(inp), or z = inp where resid is null;  out = (z - mean) rstd weight + bias,  rstd = (var + eps)^-1/2
 //           of z before it is rounded; stats are of what is stored.
 //           With xhat = (z - mean) rstd, d = dout weight:
 //           dz = rstd (d - mean(d) - xhat mean(d xhat)),  dinp = drop(dz),
 //           dweight = sum of dout xhat,  dbias = sum of dout over a member's rows.
-// Arguments inp resid z out dout dz dinp (T, C) f16; stats (T, 2) f32: mean, rstd; weight bias
-//           (C) or (G, C) f16 or f32, dweight dbias (G, C) f32; partials (chunks, 2, C) f32;
-//           step StepParams, tokens (T) TokenParams.
-// Layout    Rows of (T, C) lie `ld` halves apart, a multiple of 8 and at least C, 16-byte aligned;
+// Arguments inp resid z out dout dz dinp (rows, C) f16; stats (rows, 2) f32: mean, rstd; weight
+//           bias (C) or (G, C) f16 or f32, dweight dbias (G, C) f32; partials (chunks, 2, C) f32;
+//           step StepParams, tokens (T) TokenParams, seqs (S) SeqParams; rows says what rows are,
+//           tokens or texts. With dropout they are tokens.
+// Layout    Rows of (rows, C) lie `ld` halves apart, a multiple of 8 and at least C, 16-byte aligned;
 //           columns C..ld are zero where read and written as zero. z may be inp, dz may be dout.
-// Writes    = z, stats, out, dz, dinp (null: not wanted), partials; += dweight, dbias.
+// Writes    = z (unless resid is null), stats, out, dz, dinp (null: not wanted), partials; += dweight, dbias.
 // Source    Ba, Kiros and Hinton, "Layer normalization" (2016); dropout by Philox counters.
 #include "param.cuh"
 #include "philox.cuh"
@@ -26,12 +27,15 @@ constexpr int WARPS = 8;
 template <int VECS>
 __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, const __half* inp,
                                         const __half* resid, Param weight, Param bias,
-                                        const StepParams* step, const TokenParams* tokens, int C,
-                                        int ld, float eps, Dropout drop) {
+                                        const StepParams* step, const TokenParams* tokens,
+                                        const SeqParams* seqs, int rows, int C, int ld, float eps,
+                                        Dropout drop) {
     int lane = threadIdx.x % 32;
     unsigned row = blockIdx.x * WARPS + threadIdx.x / 32;
-    if (row >= step->n_rows[TOKENS]) return;
-    TokenParams token = tokens[row];
+    if (row >= step->n_rows[rows]) return;
+    TokenParams token = {};
+    if (rows == TOKENS) token = tokens[row];
+    else token.member = seqs[row].member;
     const MemberParams& member = step->members()[token.member];
     long long first = (long long)row * ld;
     float x[VECS][8];
@@ -39,8 +43,9 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
     for (int i = 0; i < VECS; ++i) {
         int col = (i * 32 + lane) * 8;
         if (col >= ld) continue;
-        float r[8];
         unpack8(x[i], load16(inp + first + col));
+        if (!resid) continue;
+        float r[8];
         unpack8(r, load16(resid + first + col));
         if (drop.threshold)
             drop8(x[i], drop, member.seed, member.step, token.what, token.place, col);
@@ -59,30 +64,34 @@ __forceinline__ __device__ void forward(__half* out, __half* z, float* stats, co
 #pragma unroll
         for (int j = 0; j < 8; ++j) w[j] = fmaf((x[i][j] - stat.x) * stat.y, w[j], b[j]);
         store16(out + first + col, pack8(w));
+        if (!resid) continue;
         uint4 rounded = pack8(x[i]);
         store16(z + first + col, rounded);
         unpack8(x[i], rounded);
     }
     // The gradient is that of the z it finds: the mean of others would not be its own.
-    float2 kept = row_stats(x, C, ld, eps);
-    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = kept;
+    if (resid) stat = row_stats(x, C, ld, eps);
+    if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * (long long)row) = stat;
 }
 
-// One block a chunk of a member's rows, one warp a row; a lane keeps the sums of its columns over
-// its rows, and the warps add theirs one after the other: the order is fixed by the row's place in
-// its member.
+// One block a chunk of a member's rows, one warp a row. A lane keeps the sums of its columns over its
+// rows, and the warps add theirs one after the other: the order is fixed by the row's place in its
+// member. A member has no more chunks of texts than of tokens, whose places partials take.
 template <int VECS, bool PARAMS>
 __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partials,
                                          const __half* dout, const __half* z, const float* stats,
                                          Param weight, const StepParams* step,
-                                         const TokenParams* tokens, int C, int ld, Dropout drop) {
+                                         const TokenParams* tokens, int rows, int C, int ld,
+                                         Dropout drop) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int g = find_member(step, blockIdx.x,
-                        [](const MemberParams& m) { return m.chunk_start; });
+    int g = blockIdx.y;
+    if (rows == TOKENS)
+        g = find_member(step, blockIdx.x, [](const MemberParams& m) { return m.chunk_start; });
     const MemberParams& member = step->members()[g];
-    unsigned start = member.rows[TOKENS][0] + (blockIdx.x - member.chunk_start) * CHUNK;
-    if (start >= member.rows[TOKENS][1]) return;
-    unsigned end = min(start + CHUNK, member.rows[TOKENS][1]);
+    unsigned chunk = blockIdx.x - (rows == TOKENS ? member.chunk_start : 0);
+    unsigned start = member.rows[rows][0] + chunk * CHUNK;
+    if (start >= member.rows[rows][1]) return;
+    unsigned end = min(start + CHUNK, member.rows[rows][1]);
     float dw[VECS][8] = {}, db[VECS][8] = {};
     for (unsigned row = start + warp; row < end; row += WARPS) {
         long long first = (long long)row * ld;
@@ -115,7 +124,8 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
         }
         s1 = warp_sum(s1) / C;
         s2 = warp_sum(s2) / C;
-        TokenParams token = tokens[row];
+        TokenParams token = {};
+        if (drop.threshold) token = tokens[row];
 #pragma unroll
         for (int i = 0; i < VECS; ++i) {
             int col = (i * 32 + lane) * 8;
@@ -155,7 +165,7 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
             }
             __syncthreads();
         }
-        float* part = partials + (long long)blockIdx.x * 2 * C;
+        float* part = partials + (long long)(member.chunk_start + chunk) * 2 * C;
         for (int col = threadIdx.x; col < C; col += 32 * WARPS) {
             int k = col / 256 * 8 + col % 8, at = col % 256 / 8;
             part[col] = sums[0][k][at];
@@ -166,56 +176,70 @@ __forceinline__ __device__ void backward(__half* dz, __half* dinp, float* partia
 
 }  // namespace
 
-// Grid: ceil(T / 8) of the bucket; block: 256, one warp a row. C at most 1024.
+// Grid: ceil(rows / 8) of the bucket; block: 256, one warp a row. C at most 1024.
 extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_forward_f16(
     __half* out, __half* z, float* stats, const __half* inp, const __half* resid,
-    const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens, int C,
-    int ld, int param_is_half, long long weight_stride, long long bias_stride, float eps,
-    unsigned drop_threshold, float drop_scale, unsigned drop_site) {
+    const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens,
+    const SeqParams* seqs, int rows, int C, int ld, int param_is_half, long long weight_stride,
+    long long bias_stride, float eps, unsigned drop_threshold, float drop_scale,
+    unsigned drop_site) {
     forward<4>(out, z, stats, inp, resid, {weight, bool(param_is_half & 1), weight_stride},
-               {bias, bool(param_is_half & 2), bias_stride}, step, tokens, C, ld, eps,
+               {bias, bool(param_is_half & 2), bias_stride}, step, tokens, seqs, rows, C, ld, eps,
+               {drop_threshold, drop_scale, drop_site});
+}
+
+// The same for C up to 1536.
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_forward_wide_f16(
+    __half* out, __half* z, float* stats, const __half* inp, const __half* resid,
+    const void* weight, const void* bias, const StepParams* step, const TokenParams* tokens,
+    const SeqParams* seqs, int rows, int C, int ld, int param_is_half, long long weight_stride,
+    long long bias_stride, float eps, unsigned drop_threshold, float drop_scale,
+    unsigned drop_site) {
+    forward<6>(out, z, stats, inp, resid, {weight, bool(param_is_half & 1), weight_stride},
+               {bias, bool(param_is_half & 2), bias_stride}, step, tokens, seqs, rows, C, ld, eps,
                {drop_threshold, drop_scale, drop_site});
 }
 
 // Trainable weight or bias: fills partials too.
-// Grid: ceil(T / 32) of the bucket + G; block: 256. C at most 1024.
+// Grid: of tokens ceil(T / 32) of the bucket + G, of texts (ceil(S / 32), G); block: 256. C at most
+// 1024.
 extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_f16(
     __half* dz, __half* dinp, float* partials, const __half* dout, const __half* z,
     const float* stats, const void* weight, const StepParams* step, const TokenParams* tokens,
-    int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
+    int rows, int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
     float drop_scale, unsigned drop_site) {
     backward<4, true>(dz, dinp, partials, dout, z, stats,
-                      {weight, bool(param_is_half & 1), weight_stride}, step, tokens, C, ld,
+                      {weight, bool(param_is_half & 1), weight_stride}, step, tokens, rows, C, ld,
                       {drop_threshold, drop_scale, drop_site});
 }
 
 // Frozen weight and bias. Geometry as above.
-extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_frozen_f16(
+extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_backward_frozen_f16(
     __half* dz, __half* dinp, const __half* dout, const __half* z,
     const float* stats, const void* weight, const StepParams* step, const TokenParams* tokens,
-    int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
+    int rows, int C, int ld, int param_is_half, long long weight_stride, unsigned drop_threshold,
     float drop_scale, unsigned drop_site) {
     Dropout drop = {drop_threshold, drop_scale, drop_site};
     // Apart: one code for both kinds of weights takes twice the registers.
     if (param_is_half & 1)
         backward<4, false>(dz, dinp, nullptr, dout, z, stats, {weight, true, weight_stride}, step,
-                           tokens, C, ld, drop);
+                           tokens, rows, C, ld, drop);
     else
         backward<4, false>(dz, dinp, nullptr, dout, z, stats, {weight, false, weight_stride}, step,
-                           tokens, C, ld, drop);
+                           tokens, rows, C, ld, drop);
 }
 
 // Adds a member's partials, eight runs of chunks side by side, to dweight and dbias (either null).
 // Grid: (ceil(C / 32), G); block: (32, 8).
 extern "C" __global__ void __launch_bounds__(256) layer_norm_backward_params_f32(
-    float* dweight, float* dbias, const float* partials, const StepParams* step, int C) {
+    float* dweight, float* dbias, const float* partials, const StepParams* step, int rows, int C) {
     __shared__ float sums[2][8][32];
     const MemberParams& member = step->members()[blockIdx.y];
-    unsigned rows = member.rows[TOKENS][1] - member.rows[TOKENS][0];
-    if (rows == 0) return;
+    unsigned n = member.rows[rows][1] - member.rows[rows][0];
+    if (n == 0) return;
     int x = threadIdx.x, y = threadIdx.y, col = blockIdx.x * 32 + x;
     float dw = 0.f, db = 0.f;
-    for (unsigned k = y; k < (rows + CHUNK - 1) / CHUNK && col < C; k += 8) {
+    for (unsigned k = y; k < (n + CHUNK - 1) / CHUNK && col < C; k += 8) {
         const float* part = partials + (long long)(member.chunk_start + k) * 2 * C;
         dw += part[col];
         db += part[C + col];

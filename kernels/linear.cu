@@ -1,8 +1,8 @@
 // Up to three linear layers side by side, each with bias and a low-rank branch of each member, and
-// GELU; the gradient of their input.
+// a GELU; the gradient of their input.
 //
-// Computes  out_p = inp W_p^T + bias_p + scale_p u_p B_p^T for each part p,  act = gelu(out) (the
-//           exact one);  dinp = resid + sum over p of dout_p W_p + drop_p(v_p A_p).
+// Computes  out_p = inp W_p^T + bias_p + scale_p u_p B_p^T for each part p,  act = gelu(out) by its
+//           kind in gelu.cuh;  dinp = resid + sum over p of dout_p W_p + drop_p(v_p A_p).
 // Arguments inp dinp resid (rows, C) f16; out act dout (rows, sum of OC) f16; of each part: weight
 //           (OC, C) or (G, OC, C) f16, and low, what rounding took from it; bias (OC) or (G, OC)
 //           f16, u v (rows, Rp) f16, lora_a (G, Rp, C) f16, lora_b (G, OC, Rp) f16; step
@@ -14,6 +14,7 @@
 // Writes    = out, act (null: no GELU), dinp.
 // Source    Hu et al., "LoRA: low-rank adaptation of large language models" (2021), 4.1; Hendrycks
 //           and Gimpel, "Gaussian error linear units" (2016).
+#include "gelu.cuh"
 #include "lora_branch.cuh"
 #include "parts.cuh"
 #include "vec.cuh"
@@ -62,8 +63,14 @@ __forceinline__ __device__ RowTile row_tile(const StepParams* step, int rows, bo
     return {0, 0, 0};
 }
 
-__forceinline__ __device__ float gelu(float x) {
-    return 0.5f * x * (1.f + erff(x * 0.70710678f));
+template <class T, class F>
+__forceinline__ __device__ void apply(float (&acc)[T::MI][T::NI][4], F f) {
+#pragma unroll
+    for (int i = 0; i < T::MI; ++i)
+#pragma unroll
+        for (int j = 0; j < T::NI; ++j)
+#pragma unroll
+            for (int h = 0; h < 4; ++h) acc[i][j][h] = f(acc[i][j][h]);
 }
 
 template <class T>
@@ -89,7 +96,7 @@ __forceinline__ __device__ void add_bias(float (&acc)[T::MI][T::NI][4], const __
 template <class T>
 __forceinline__ __device__ void forward(__half* out, __half* act, const __half* inp,
                                         const Parts& parts, const StepParams* step, int rows, int C,
-                                        int ld_inp, int ld_out, bool own_weights) {
+                                        int ld_inp, int ld_out, bool own_weights, int kind) {
     __shared__ __align__(16) __half shared[T::SHARED];
     RowTile own = row_tile<T::BM>(step, rows, own_weights);
     int row0 = own.row0, end = own.end, tile = blockIdx.x;
@@ -120,12 +127,8 @@ __forceinline__ __device__ void forward(__half* out, __half* act, const __half* 
     int n_cols = (OC + 7) / 8 * 8;
     T::store(out + part.col, ld_out, acc, shared, row0, col0, end, n_cols);
     if (!act) return;
-#pragma unroll
-    for (int i = 0; i < T::MI; ++i)
-#pragma unroll
-        for (int j = 0; j < T::NI; ++j)
-#pragma unroll
-            for (int h = 0; h < 4; ++h) acc[i][j][h] = gelu(acc[i][j][h]);
+    if (kind == GELU_EXACT) apply<T>(acc, [](float x) { return gelu(x); });
+    else apply<T>(acc, [](float x) { return quick_gelu(x); });
     T::store(act + part.col, ld_out, acc, shared, row0, col0, end, n_cols);
 }
 
@@ -184,15 +187,15 @@ using Small = Tile<64, 64, 2, 2>;
 // weights of members rows / 128 + G); block: 256.
 extern "C" __global__ void __launch_bounds__(256, 2) linear_forward_f16(
     __half* out, __half* act, const __half* inp, const __grid_constant__ Parts parts,
-    const StepParams* step, int rows, int C, int ld_inp, int ld_out, int own_weights) {
-    forward<Large>(out, act, inp, parts, step, rows, C, ld_inp, ld_out, own_weights);
+    const StepParams* step, int rows, int C, int ld_inp, int ld_out, int own_weights, int kind) {
+    forward<Large>(out, act, inp, parts, step, rows, C, ld_inp, ld_out, own_weights, kind);
 }
 
 // The same bits in tiles of 64, for few rows. Grid: as above with 64; block: 128.
 extern "C" __global__ void __launch_bounds__(128) linear_forward_small_f16(
     __half* out, __half* act, const __half* inp, const __grid_constant__ Parts parts,
-    const StepParams* step, int rows, int C, int ld_inp, int ld_out, int own_weights) {
-    forward<Small>(out, act, inp, parts, step, rows, C, ld_inp, ld_out, own_weights);
+    const StepParams* step, int rows, int C, int ld_inp, int ld_out, int own_weights, int kind) {
+    forward<Small>(out, act, inp, parts, step, rows, C, ld_inp, ld_out, own_weights, kind);
 }
 
 // dinp where no branch has dropout, whose numbers leave too few registers to tiles of this size.

@@ -277,26 +277,6 @@ fn other_towers_of_openclips_are_refused() {
     }
 }
 
-/// No kernels yet: a device says so, and where to go.
-#[cfg(feature = "cuda")]
-#[test]
-fn a_device_refuses_it() {
-    let world = world();
-    world.write("texts.txt", "a red star\n");
-    let args = [
-        "encode",
-        "--model=clip",
-        "--texts=texts.txt",
-        "--out=x.safetensors",
-        "--device=vm",
-    ];
-    let ran = world.run(args);
-    assert_eq!(ran.code, 2, "{}", ran.stderr);
-    let says = "has no kernels yet for CLIP's towers; use --device cpu";
-    assert!(ran.stderr.contains(says), "{}", ran.stderr);
-    assert!(!world.path("x.safetensors").exists());
-}
-
 /// A tower for the bytes of a text, in a world.
 fn world() -> World {
     let world = World::new();

@@ -21,8 +21,10 @@ use crate::text::pack::{Batch, Layout, MemberTexts, Text};
 use crate::weights::inspect::scan;
 use crate::weights::vision::{VisionConfig, VisionFiles};
 
-/// Tokens of one pass: enough to fill the cores, small enough for the caches.
+/// Tokens of one pass on the CPU: enough to fill the cores, small enough for the caches.
 const PASS_TOKENS: usize = 2048;
+/// On a device: tiles of products for each of its multiprocessors.
+const DEVICE_PASS_TOKENS: usize = 8192;
 
 /// The graph of a vision tower alone.
 pub struct VisionProgram {
@@ -123,7 +125,11 @@ impl VisionEngine {
 
     /// Pictures of one pass, at least 1: as many are encoded at once, whoever asks for more.
     pub fn pass(&self) -> usize {
-        (PASS_TOKENS / self.config().tokens()).max(1)
+        let tokens = match self.device {
+            DeviceChoice::Cpu | DeviceChoice::Auto => PASS_TOKENS,
+            DeviceChoice::Cuda(_) | DeviceChoice::Vm(_) => DEVICE_PASS_TOKENS,
+        };
+        (tokens / self.config().tokens()).max(1)
     }
 
     /// Features (N, E), not normalised, of pictures (N, 3, side, side) that were normalised as the tower

@@ -2,6 +2,7 @@
 
 use crosstune::cuda::Result;
 use crosstune::cuda::ops::attention::{Backward, Forward, backward, forward};
+use crosstune::ops::attention::Mask;
 use crosstune::ops::philox::{Dropout, RowKey};
 use crosstune::text::pack::Rows;
 
@@ -22,6 +23,7 @@ pub struct Heads {
     pub heads: usize,
     pub size: usize,
     pub drop: Option<f32>,
+    pub mask: Mask,
 }
 
 impl Heads {
@@ -69,6 +71,7 @@ impl Case for Heads {
             lse,
             qkv,
             heads: self.heads,
+            mask: self.mask,
             dropout,
         };
         forward(d.context(), &op)?;
@@ -80,6 +83,7 @@ impl Case for Heads {
             dout: d.get("dout"),
             lse,
             heads: self.heads,
+            mask: self.mask,
             dropout,
         };
         backward(d.context(), &op)
@@ -103,9 +107,13 @@ impl Case for Heads {
         for (seq, head) in
             (0..w.count(Rows::Seqs)).flat_map(|s| (0..self.heads).map(move |h| (s, h)))
         {
-            let texts = w.batch.segment(seq);
+            let text = w.batch.segment(seq);
             let at = |which: usize, t: usize| (t * 3 + which) * c + head * hs;
-            for (query, i) in texts.clone().enumerate() {
+            for (query, i) in text.clone().enumerate() {
+                let texts = match self.mask {
+                    Mask::All => text.clone(),
+                    Mask::Causal => text.start..i + 1,
+                };
                 let q = &qkv[at(0, i)..][..hs];
                 let dy = &dout[i * c + head * hs..][..hs];
                 let s: Vec<f64> = texts
@@ -139,7 +147,19 @@ impl Case for Heads {
 }
 
 fn case(heads: usize, size: usize, drop: Option<f32>) -> Heads {
-    Heads { heads, size, drop }
+    Heads {
+        heads,
+        size,
+        drop,
+        mask: Mask::All,
+    }
+}
+
+fn causal(heads: usize, size: usize, drop: Option<f32>) -> Heads {
+    Heads {
+        mask: Mask::Causal,
+        ..case(heads, size, drop)
+    }
 }
 
 #[test]
@@ -153,6 +173,22 @@ fn attention_agrees_with_the_loops() {
     agrees(&case(2, 64, None), REAL);
 }
 
+#[test]
+fn causal_attention_agrees_with_the_loops() {
+    agrees(&causal(1, 8, None), ONE);
+    agrees(&causal(2, 24, Some(0.1)), LENGTHS);
+    agrees(&causal(2, 64, None), LENGTHS);
+    agrees(&causal(1, 128, Some(0.5)), LENGTHS);
+    agrees(&causal(2, 64, Some(0.1)), REAL);
+}
+
+/// A vision tower's pictures: 50 tokens of B/32, 257 of L/14.
+#[test]
+fn attention_agrees_on_pictures() {
+    agrees(&case(2, 64, None), &[Member(3, false, 50, 50)]);
+    agrees(&case(1, 80, None), &[Member(1, false, 257, 257)]);
+}
+
 /// As long as a position table lets a text be.
 #[test]
 fn attention_agrees_on_long_texts() {
@@ -162,18 +198,21 @@ fn attention_agrees_on_long_texts() {
 #[test]
 fn attention_repeats_its_bits() {
     repeats(&case(2, 24, Some(0.1)), LENGTHS);
+    repeats(&causal(2, 24, Some(0.1)), LENGTHS);
 }
 
 #[test]
 fn attention_of_a_member_is_the_same_alone() {
     alone_as_in_company(&case(1, 32, Some(0.1)), LENGTHS);
     alone_as_in_company(&case(1, 64, None), SEVERAL);
+    alone_as_in_company(&causal(1, 64, Some(0.1)), LENGTHS);
 }
 
 #[test]
 fn attention_replays_with_other_sizes() {
     let steps: [&[Member]; 3] = [ALONE, &[Member(2, true, 50, 8)], ONE];
     replays(&case(2, 16, Some(0.1)), &steps);
+    replays(&causal(2, 16, None), &steps);
 }
 
 #[test]
@@ -186,6 +225,7 @@ fn attention_refuses_what_does_not_fit() {
         lse: d.get("lse"),
         qkv: d.get("qkv"),
         heads: 4,
+        mask: Mask::All,
         dropout: None,
     };
     let error = forward(d.context(), &op)
@@ -202,6 +242,7 @@ fn attention_refuses_what_does_not_fit() {
         dout: d.get("dout"),
         lse: d.get("lse"),
         heads: 2,
+        mask: Mask::All,
         dropout: None,
     };
     assert!(backward(d.context(), &op).is_err());

@@ -31,6 +31,8 @@ pub struct Embed {
     pub drop: Option<f32>,
     /// Whether `dz` takes the place of `dout`.
     pub in_place: bool,
+    /// As CLIP's text tower has it: without token types, and the sum is read on.
+    pub clip: bool,
     /// Vectors of a soft prompt; where there are some, they are trained.
     pub prompt: usize,
 }
@@ -63,18 +65,24 @@ impl Embed {
         GRADS.into_iter().chain(prompt).collect()
     }
 
-    fn tables(d: &Device) -> Tables {
+    /// Tables that a token takes a row of.
+    fn taken(&self) -> usize {
+        if self.clip { 2 } else { 3 }
+    }
+
+    fn tables(&self, d: &Device) -> Tables {
         Tables {
             word: d.get("word"),
             position: d.get("position"),
-            token_type: d.get("token_type"),
+            token_type: (!self.clip).then(|| d.get("token_type")),
         }
     }
 
     fn forward(&self, d: &Device) -> Forward {
         Forward {
             out: d.get("out"),
-            tables: Embed::tables(d),
+            sum: self.clip.then(|| d.get("sum")),
+            tables: self.tables(d),
             prompt: (self.prompt > 0).then(|| d.get("prompt")),
             weight: d.get("weight"),
             bias: d.get("bias"),
@@ -88,7 +96,11 @@ impl Embed {
         let op = self.forward(d);
         Backward {
             dz: d.get(self.dz()),
-            dtables: ["dword", "dposition", "dtoken_type"].map(wanted),
+            dtables: [
+                wanted("dword"),
+                wanted("dposition"),
+                wanted("dtoken_type").filter(|_| !self.clip),
+            ],
             dprompt: op.prompt.map(|_| d.get("dprompt")),
             dweight: wanted("dweight"),
             dbias: wanted("dbias"),
@@ -96,6 +108,7 @@ impl Embed {
             z: d.get("z"),
             stats: d.get("stats"),
             dout: d.get("dout"),
+            dsum: self.clip.then(|| d.get("dsum")),
             tables: op.tables,
             prompt: op.prompt,
             weight: op.weight,
@@ -115,13 +128,10 @@ impl Case for Embed {
         for (name, rows) in TABLES {
             d.weight(name, 0, c, &w.param(name, false, rows * c, (0.0, 1.0)));
         }
-        d.rows(
-            "dout",
-            Rows::Tokens,
-            c,
-            &w.rows("dout", Rows::Tokens, c, 1.0),
-        );
-        for name in ["out", "z", "dz"] {
+        for name in ["dout", "dsum"] {
+            d.rows(name, Rows::Tokens, c, &w.rows(name, Rows::Tokens, c, 1.0));
+        }
+        for name in ["out", "sum", "z", "dz"] {
             d.poison_rows(name, Rows::Tokens, c);
         }
         d.poison_f32("stats", d.step().rows(Rows::Tokens), 2);
@@ -152,6 +162,9 @@ impl Case for Embed {
         let mut dz = d.out_rows(OP, self.dz(), Rows::Tokens, w);
         dz.rename(OP, "dz");
         let mut outs = vec![d.out_rows(OP, "out", Rows::Tokens, w), dz];
+        if self.clip {
+            outs.push(d.out_rows(OP, "sum", Rows::Tokens, w));
+        }
         let grads = self.grads().into_iter();
         outs.extend(grads.map(|(name, _)| d.out_members(OP, name)));
         outs
@@ -161,6 +174,7 @@ impl Case for Embed {
         let c = self.c;
         let tables = TABLES.map(|(name, n)| doubles(&w.param(name, false, n * c, (0.0, 1.0))));
         let dout = doubles(&w.rows("dout", Rows::Tokens, c, 1.0));
+        let dsum = doubles(&w.rows("dsum", Rows::Tokens, c, 1.0));
         let weight = doubles(&w.param("weight", self.trainable(), c, (1.0, 0.3)));
         let bias = doubles(&w.param("bias", self.trainable(), c, (0.0, 0.3)));
         let prompt = doubles(&w.param("prompt", true, self.prompt * c, (0.0, 1.0)));
@@ -168,7 +182,7 @@ impl Case for Embed {
         let before =
             |(name, rows): &(&str, usize)| doubles(&w.param(name, true, rows * c, (0.0, 1.0)));
         let mut grads: Vec<Vec<f64>> = names.iter().map(before).collect();
-        let (mut out, mut dzs) = (vec![], vec![]);
+        let (mut out, mut dzs, mut sums) = (vec![], vec![], vec![]);
         let (b, n) = (&w.batch, c as f64);
         for t in 0..w.count(Rows::Tokens) {
             let g = b.member_of(Rows::Tokens, t);
@@ -179,7 +193,8 @@ impl Case for Embed {
                 (0, Some(at)) => prompt[at * c + j],
                 _ => tables[i][rows[i] as usize * c + j],
             };
-            let z: Vec<f64> = (0..c).map(|j| (0..3).map(|i| taken(i, j)).sum()).collect();
+            let sum = |j: usize| (0..self.taken()).map(|i| taken(i, j)).sum();
+            let z: Vec<f64> = (0..c).map(sum).collect();
             let mean = z.iter().sum::<f64>() / n;
             let var = z.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
             let rstd = 1.0 / (var + f64::from(EPS)).sqrt();
@@ -189,12 +204,14 @@ impl Case for Embed {
             let d: Vec<f64> = (0..c).map(|j| dy[j] * weight[own + j]).collect();
             let s1 = d.iter().sum::<f64>() / n;
             let s2 = d.iter().zip(&xhat).map(|(d, x)| d * x).sum::<f64>() / n;
+            sums.extend(&z);
             for j in 0..c {
                 out.push((xhat[j] * weight[own + j] + bias[own + j]) * keep[j]);
-                let dz = rstd * (d[j] - s1 - xhat[j] * s2);
+                let besides = if self.clip { dsum[t * c + j] } else { 0.0 };
+                let dz = rstd * (d[j] - s1 - xhat[j] * s2) + besides;
                 dzs.push(dz);
                 let no_word = usize::from(slot.is_some());
-                for i in (no_word..3).filter(|_| self.trainable()) {
+                for i in (no_word..self.taken()).filter(|_| self.trainable()) {
                     grads[i][(g * GRADS[i].1 + rows[i] as usize) * c + j] += dz;
                 }
                 if let Some(at) = slot {
@@ -207,23 +224,31 @@ impl Case for Embed {
             }
         }
         let mut want = vec![out, dzs];
+        want.extend(self.clip.then_some(sums));
         want.extend(grads);
         want
     }
 }
 
-fn cases(c: usize, prompt: usize) -> [Embed; 3] {
+fn cases(c: usize, prompt: usize) -> [Embed; 5] {
     let case = |params, drop, in_place| Embed {
         c,
         params,
         drop,
         in_place,
+        clip: false,
         prompt,
+    };
+    let clip = |params, in_place| Embed {
+        clip: true,
+        ..case(params, None, in_place)
     };
     [
         case(FrozenF16, None, false),
         case(FrozenF32, Some(0.5), true),
         case(PerMember, Some(0.1), false),
+        clip(FrozenF16, true),
+        clip(PerMember, false),
     ]
 }
 
@@ -315,7 +340,7 @@ fn embedding_refuses_ids_past_a_table() {
     let world = World::new(ALONE);
     let d = Device::of(&world, None);
     load(&case, &d, &world);
-    let tables = Embed::tables(&d);
+    let tables = case.tables(&d);
     check_ids(&tables, &world.batch).expect("ids of the tables");
     let mut batch = world.batch;
     batch.types[5] = 2;

@@ -1,7 +1,9 @@
 //! `kernels/layer_norm.cu`
 
 use crosstune::cuda::Result;
-use crosstune::cuda::ops::layer_norm::{Backward, Forward, backward, forward};
+use crosstune::cuda::ops::layer_norm::{
+    Backward, Forward, MAX_C, MAX_FORWARD_C, backward, forward,
+};
 use crosstune::ops::philox::{Dropout, RowKey};
 use crosstune::text::pack::Rows;
 
@@ -24,6 +26,9 @@ pub struct Norm {
     pub c: usize,
     pub params: Params,
     pub drop: Option<f32>,
+    pub rows: Rows,
+    /// Whether something went around `inp`.
+    pub resid: bool,
     /// Whether `z` takes the place of `inp`, and `dz` that of `dout`.
     pub in_place: bool,
 }
@@ -42,8 +47,16 @@ impl Norm {
         self.dropout().map_or(1.0, |d| d.factor(&key, col).into())
     }
 
+    /// Wider rows are a frozen vision tower's.
+    fn has_gradient(&self) -> bool {
+        self.c <= MAX_C
+    }
+
     fn z_name(&self) -> &'static str {
-        if self.in_place { "inp" } else { "z" }
+        match self.in_place || !self.resid {
+            true => "inp",
+            false => "z",
+        }
     }
 
     fn dz_name(&self) -> &'static str {
@@ -55,12 +68,12 @@ impl Case for Norm {
     fn fill(&self, d: &Device, w: &World) {
         let c = self.c;
         for name in ["inp", "resid", "dout"] {
-            d.rows(name, Rows::Tokens, c, &w.rows(name, Rows::Tokens, c, 1.0));
+            d.rows(name, self.rows, c, &w.rows(name, self.rows, c, 1.0));
         }
         for name in ["out", "z", "dz", "dinp"] {
-            d.poison_rows(name, Rows::Tokens, c);
+            d.poison_rows(name, self.rows, c);
         }
-        d.poison_f32("stats", d.step().rows(Rows::Tokens), 2);
+        d.poison_f32("stats", d.step().rows(self.rows), 2);
         d.poison_f32("partials", d.step().max_chunks(), 2 * c);
         let members = w.seeds.len();
         for (name, mean) in [("weight", 1.0), ("bias", 0.0)] {
@@ -80,19 +93,24 @@ impl Case for Norm {
         let z = d.get(self.z_name());
         let (stats, weight) = (d.get("stats"), d.get("weight"));
         let op = Forward {
+            rows: self.rows,
             out: d.get("out"),
             z,
             stats,
             inp: d.get("inp"),
-            resid: d.get("resid"),
+            resid: self.resid.then(|| d.get("resid")),
             weight,
             bias: d.get("bias"),
             eps: EPS,
             dropout: self.dropout(),
         };
         forward(d.context(), &op)?;
+        if !self.has_gradient() {
+            return Ok(());
+        }
         let trainable = self.params == PerMember;
         let op = Backward {
+            rows: self.rows,
             dz: d.get(self.dz_name()),
             dinp: self.drop.map(|_| d.get("dinp")),
             dweight: trainable.then(|| d.get("dweight")),
@@ -113,13 +131,16 @@ impl Case for Norm {
             out
         };
         let mut outs = vec![
-            rename(d.out_rows(OP, self.z_name(), Rows::Tokens, w), "z"),
-            d.out_rows(OP, "stats", Rows::Tokens, w),
-            d.out_rows(OP, "out", Rows::Tokens, w),
-            rename(d.out_rows(OP, self.dz_name(), Rows::Tokens, w), "dz"),
+            rename(d.out_rows(OP, self.z_name(), self.rows, w), "z"),
+            d.out_rows(OP, "stats", self.rows, w),
+            d.out_rows(OP, "out", self.rows, w),
         ];
+        if !self.has_gradient() {
+            return outs;
+        }
+        outs.push(rename(d.out_rows(OP, self.dz_name(), self.rows, w), "dz"));
         if self.drop.is_some() {
-            outs.push(d.out_rows(OP, "dinp", Rows::Tokens, w));
+            outs.push(d.out_rows(OP, "dinp", self.rows, w));
         }
         outs.push(d.out_members(OP, "dweight"));
         outs.push(d.out_members(OP, "dbias"));
@@ -128,7 +149,7 @@ impl Case for Norm {
 
     fn want(&self, w: &World) -> Vec<Vec<f64>> {
         let c = self.c;
-        let data = |name| doubles(&w.rows(name, Rows::Tokens, c, 1.0));
+        let data = |name| doubles(&w.rows(name, self.rows, c, 1.0));
         let (inp, resid, dout) = (data("inp"), data("resid"), data("dout"));
         let per_member = self.params == PerMember;
         let weight = doubles(&w.param("weight", per_member, c, (1.0, 0.3)));
@@ -137,12 +158,13 @@ impl Case for Norm {
         let mut dbias = doubles(&w.param("dbias", true, c, (0.0, 1.0)));
         let (mut zs, mut stats, mut outs) = (vec![], vec![], vec![]);
         let (mut dzs, mut dinps) = (vec![], vec![]);
-        for t in 0..w.count(Rows::Tokens) {
-            let g = w.batch.member_of(Rows::Tokens, t);
+        let around = if self.resid { 1.0 } else { 0.0 };
+        for t in 0..w.count(self.rows) {
+            let g = w.batch.member_of(self.rows, t);
             let own = if per_member { g * c } else { 0 };
             let keep: Vec<f64> = (0..c).map(|j| self.factor(w, t, j)).collect();
             let z: Vec<f64> = (0..c)
-                .map(|j| resid[t * c + j] + keep[j] * inp[t * c + j])
+                .map(|j| around * resid[t * c + j] + keep[j] * inp[t * c + j])
                 .collect();
             let n = c as f64;
             let mean = z.iter().sum::<f64>() / n;
@@ -166,6 +188,9 @@ impl Case for Norm {
             stats.extend([mean, rstd]);
             zs.extend(z);
         }
+        if !self.has_gradient() {
+            return vec![zs, stats, outs];
+        }
         let mut want = vec![zs, stats, outs, dzs];
         if self.drop.is_some() {
             want.push(dinps);
@@ -180,13 +205,23 @@ fn cases(c: usize) -> Vec<Norm> {
         c,
         params,
         drop,
+        rows: Rows::Tokens,
+        resid: true,
         in_place,
+    };
+    let alone = |params, rows| Norm {
+        rows,
+        resid: false,
+        ..case(params, None, false)
     };
     vec![
         case(FrozenF16, None, false),
         case(FrozenF32, Some(0.5), true),
         case(PerMember, Some(0.1), false),
         case(PerMember, None, true),
+        alone(FrozenF16, Rows::Tokens),
+        alone(PerMember, Rows::Tokens),
+        alone(PerMember, Rows::Seqs),
     ]
 }
 
@@ -200,6 +235,8 @@ fn layer_norm_agrees_with_the_loops() {
         (37, SEVERAL),
         (768, REAL),
         (1024, ALONE),
+        (1280, ALONE),
+        (1536, ONE),
     ] {
         cases(c).iter().for_each(|case| agrees(case, members));
     }
@@ -227,10 +264,8 @@ fn layer_norm_replays_with_other_sizes() {
 #[test]
 fn layer_norm_draws_the_mask_of_the_cpu() {
     let case = Norm {
-        c: 37,
-        params: FrozenF16,
         drop: Some(0.5),
-        in_place: false,
+        ..cases(37)[0]
     };
     let world = World::new(SEVERAL);
     let d = Device::of(&world, None);
@@ -254,11 +289,12 @@ fn layer_norm_refuses_what_does_not_fit() {
     load(&case, &d, &world);
     d.f32("narrow", 0, 36, &[0.0; 36]);
     let op = Forward {
+        rows: Rows::Tokens,
         out: d.get("out"),
         z: d.get("z"),
         stats: d.get("stats"),
         inp: d.get("inp"),
-        resid: d.get("resid"),
+        resid: Some(d.get("resid")),
         weight: d.get("narrow"),
         bias: d.get("bias"),
         eps: EPS,
@@ -268,9 +304,25 @@ fn layer_norm_refuses_what_does_not_fit() {
         .expect_err("a weight of 36")
         .to_string();
     assert!(error.contains("layer_norm_forward: weight is"), "{error}");
+    let refused = |op: Forward, expected: &str| {
+        let error = forward(d.context(), &op).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
     let op = Forward {
-        z: d.get("stats"),
+        weight: d.get("weight"),
         ..op
     };
-    assert!(forward(d.context(), &op).is_err());
+    let z = d.get("stats");
+    refused(Forward { z, ..op }, "layer_norm_forward: z is");
+    let resid = None;
+    refused(Forward { resid, ..op }, "without a residual z is not inp");
+    let wide = d.poison_rows("wide", Rows::Tokens, MAX_FORWARD_C + 8);
+    let op = Forward {
+        out: wide,
+        z: wide,
+        inp: wide,
+        resid: Some(wide),
+        ..op
+    };
+    refused(op, "C is 1544, expected 1 to 1536");
 }

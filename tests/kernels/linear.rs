@@ -146,7 +146,7 @@ fn linear_keeps_a_members_infinities_to_itself() {
 #[test]
 fn linear_writes_columns_of_something_wider() {
     let case = Layer {
-        act: false,
+        act: None,
         ..qkv(0, Tile::Small)
     };
     let world = World::new(ALONE);

@@ -6,8 +6,8 @@ use crosstune::cuda::ops::linear::{
     BranchGrad, Forward, InputBackward, Lora, LoraBackward, Part, Tile, forward, input_backward,
     lora_backward,
 };
+use crosstune::ops::gelu::Gelu;
 use crosstune::ops::philox::{Dropout, RowKey};
-use crosstune::ops::real;
 use crosstune::text::pack::Rows;
 
 use crate::rig::*;
@@ -20,7 +20,7 @@ pub struct Layer {
     pub rows: Rows,
     pub c: usize,
     pub parts: Vec<Piece>,
-    pub act: bool,
+    pub act: Option<Gelu>,
     /// Of `dinp`: none, its own, or `dinp` itself.
     pub resid: Resid,
     pub tile: Tile,
@@ -212,7 +212,7 @@ impl Layer {
         let op = Forward {
             rows: self.rows,
             out,
-            act: self.act.then(|| d.get("act")),
+            act: self.act.map(|kind| (kind, d.get("act"))),
             inp: d.get("inp"),
             parts: &self.parts(d),
             tile: self.tile,
@@ -269,7 +269,7 @@ impl Case for Layer {
             d.out_rows(OP, "out", self.rows, w),
             d.out_rows(OP, "dinp", self.rows, w),
         ];
-        if self.act {
+        if self.act.is_some() {
             outs.push(d.out_rows(OP, "act", self.rows, w));
         }
         let branches = (0..self.parts.len()).filter(|i| self.parts[*i].rank > 0);
@@ -307,9 +307,10 @@ impl Case for Layer {
             }
             first += p.oc;
         }
-        let act = at.out.iter().map(|x| real::gelu(*x).0).collect();
+        let act = |kind: Gelu| at.out.iter().map(|x| kind.reference(*x).0).collect();
+        let act = self.act.map(act);
         let mut want = vec![at.out, at.dinp];
-        want.extend(self.act.then_some(act));
+        want.extend(act);
         want.extend(branches);
         want
     }
@@ -383,7 +384,7 @@ pub fn layer(c: usize, oc: usize, rank: usize, tile: Tile) -> Layer {
         ..piece(oc, rank)
     };
     Layer {
-        act: rank.is_multiple_of(4),
+        act: rank.is_multiple_of(4).then_some(Gelu::Exact),
         resid: [Resid::None, Resid::Apart, Resid::InPlace][rank % 3],
         ..beside(c, vec![part], tile)
     }
@@ -394,7 +395,7 @@ pub fn beside(c: usize, parts: Vec<Piece>, tile: Tile) -> Layer {
         rows: Rows::Tokens,
         c,
         parts,
-        act: false,
+        act: None,
         resid: Resid::InPlace,
         tile,
     }
@@ -430,7 +431,7 @@ pub fn qkv(i: usize, tile: Tile) -> Layer {
         _ => (37, vec![drops(piece(64, 16).owned().split(), 0.5)]),
     };
     Layer {
-        act: i.is_multiple_of(2),
+        act: [Some(Gelu::Quick), None, Some(Gelu::Exact), None][i % 4],
         resid: [Resid::Apart, Resid::None, Resid::InPlace][i % 3],
         ..beside(c, parts, tile)
     }

@@ -8,6 +8,8 @@ use crate::layer_norm::{Norm, PerMember};
 use crate::linear_case::layer;
 use crate::rig::*;
 use crosstune::cuda::ops::linear::Tile;
+use crosstune::ops::attention::Mask;
+use crosstune::text::pack::Rows;
 
 /// Which instruction of a kernel's PTX is changed: the `nth` whose text holds `has`.
 struct Plant<'a> {
@@ -81,6 +83,8 @@ const NORM: &Norm = &Norm {
     c: 72,
     params: PerMember,
     drop: None,
+    rows: Rows::Tokens,
+    resid: true,
     in_place: false,
 };
 
@@ -133,6 +137,7 @@ fn a_missing_barrier_between_warps_is_found() {
         heads: 1,
         size: 32,
         drop: None,
+        mask: Mask::All,
     };
     plant.is_found(&case, SEVERAL, "race in shared memory", "shared_addr(p)");
 }

@@ -2,6 +2,7 @@
 
 use super::{Check, Context, DeviceTensor, Launch, dropout, int, ptr};
 use crate::cuda::{Arg, Result};
+use crate::ops::attention::Mask;
 use crate::ops::philox::Dropout;
 use crate::text::pack::Rows;
 
@@ -10,7 +11,7 @@ const TILE: usize = 32;
 /// Heads and queries of a text: they share a word in the names of random numbers.
 const MAX_PLACES: usize = 1 << 16;
 
-/// `out = dropout(softmax(Q K^T / sqrt(HS))) V` within each text.
+/// `out = dropout(softmax(Q K^T / sqrt(HS))) V` within each text, over the keys that a query sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward {
     /// (T, NH HS) f16
@@ -21,6 +22,8 @@ pub struct Forward {
     pub qkv: DeviceTensor,
     /// NH; a head's size is a multiple of 8 up to 128.
     pub heads: usize,
+    /// Which tokens a query sees.
+    pub mask: Mask,
     /// On the probabilities, in training.
     pub dropout: Option<Dropout>,
 }
@@ -40,6 +43,8 @@ pub struct Backward {
     pub lse: DeviceTensor,
     /// As the forward's.
     pub heads: usize,
+    /// As the forward's.
+    pub mask: Mask,
     /// As the forward's.
     pub dropout: Option<Dropout>,
 }
@@ -69,6 +74,7 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
         Arg::Ptr(cx.step.params()),
         int(heads.count),
         int(heads.size),
+        causal(op.mask),
         threshold,
         scale,
         site,
@@ -104,6 +110,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         Arg::Ptr(cx.step.params()),
         int(heads.count),
         int(heads.size),
+        causal(op.mask),
     ];
     let common = [&common[..], &dropout(op.dropout)].concat();
     if let Some(delta) = &op.delta {
@@ -125,6 +132,10 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     let tensors = [op.dqkv, op.qkv, op.dout, op.lse].map(Arg::from);
     let args = [&tensors[..], &[ptr(op.delta)], &common].concat();
     heads.launch(cx, kernel).run(cx, &args)
+}
+
+fn causal(mask: Mask) -> Arg {
+    int((mask == Mask::Causal).into())
 }
 
 /// NH and HS.

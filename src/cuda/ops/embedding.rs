@@ -1,6 +1,6 @@
 //! Launches of `kernels/embedding.cu`.
 
-use super::{Check, Context, DeviceTensor, Launch, dropout, int, layer_norm, ptr};
+use super::{Check, Context, DeviceTensor, Launch, add, dropout, int, layer_norm, ptr};
 use crate::cuda::{Arg, Result};
 use crate::ops::philox::Dropout;
 use crate::tensor::Dtype;
@@ -17,8 +17,8 @@ pub struct Tables {
     pub word: DeviceTensor,
     /// (P, C) f16
     pub position: DeviceTensor,
-    /// (token types, C) f16
-    pub token_type: DeviceTensor,
+    /// (token types, C) f16, if there are such.
+    pub token_type: Option<DeviceTensor>,
 }
 
 /// `out = dropout(LN(word[id] + position[place] + token_type[type]))`; in the slots of a soft prompt,
@@ -27,7 +27,9 @@ pub struct Tables {
 pub struct Forward {
     /// (T, C) f16 `=`
     pub out: DeviceTensor,
-    /// Three of them.
+    /// (T, C) f16 `=` the sum of the rows, where it is read on.
+    pub sum: Option<DeviceTensor>,
+    /// Two or three of them.
     pub tables: Tables,
     /// (G, k, C) f32, where the step's texts have k slots of a soft prompt.
     pub prompt: Option<DeviceTensor>,
@@ -44,7 +46,7 @@ pub struct Forward {
 /// The gradients of [`Forward`].
 #[derive(Clone, Copy, Debug)]
 pub struct Backward {
-    /// (T, C) f16 `=` of the sum of the three rows; may be `dout`.
+    /// (T, C) f16 `=` of the sum of the rows; may be `dout`.
     pub dz: DeviceTensor,
     /// (G, rows, C) f32 `+=`, in the order word, position, token type.
     pub dtables: [Option<DeviceTensor>; 3],
@@ -56,12 +58,14 @@ pub struct Backward {
     pub dbias: Option<DeviceTensor>,
     /// As [`layer_norm::Backward::partials`].
     pub partials: Option<DeviceTensor>,
-    /// (T, C) f16 scratch: the sum of the three rows.
+    /// (T, C) f16 scratch: the sum of the rows.
     pub z: DeviceTensor,
     /// (T, 2) f32 scratch: its mean and reciprocal standard deviation.
     pub stats: DeviceTensor,
     /// (T, C) f16
     pub dout: DeviceTensor,
+    /// (T, C) f16: what the sum itself has got, where it was read on.
+    pub dsum: Option<DeviceTensor>,
     /// As the forward's.
     pub tables: Tables,
     /// As the forward's.
@@ -82,16 +86,21 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
     let check = Check("embedding_forward");
     let (c, ld) = op.tables.check(check, cx)?;
     check_prompt(check, cx, "prompt", op.prompt, c)?;
-    check.rows("out", &op.out, (cx.step.rows(Rows::Tokens), c), ld)?;
+    for (name, t) in [("out", Some(op.out)), ("sum", op.sum)] {
+        t.map_or(Ok(()), |t| {
+            check.rows(name, &t, (cx.step.rows(Rows::Tokens), c), ld)
+        })?;
+    }
     layer_norm::param(check, cx, "weight", &op.weight, c)?;
     layer_norm::param(check, cx, "bias", &op.bias, c)?;
     let half = |t: &DeviceTensor| i32::from(t.dtype == Dtype::F16);
     let [threshold, scale, site] = dropout(op.dropout);
     let args = [
         op.out.into(),
+        ptr(op.sum),
         op.tables.word.into(),
         op.tables.position.into(),
-        op.tables.token_type.into(),
+        ptr(op.tables.token_type),
         ptr(op.prompt),
         op.weight.into(),
         op.bias.into(),
@@ -112,13 +121,14 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
     launch(cx, "embedding_forward_f16").run(cx, &args)
 }
 
-/// Launches the kernel that makes the sum again, those of the layer norm's gradient, and one for
-/// each table whose gradient is wanted.
+/// Launches the kernel that makes the sum again, those of the layer norm's gradient, that which adds
+/// what the sum has got besides, and one for each table whose gradient is wanted.
 ///
 /// # Errors
 /// If a tensor is not as its field says, before anything is launched, or if a launch fails.
 pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     let norm = layer_norm::Backward {
+        rows: Rows::Tokens,
         dz: op.dz,
         dinp: None,
         dweight: op.dweight,
@@ -134,6 +144,15 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     layer_norm::check_backward(cx, &norm)?;
     sum_again(cx, op)?;
     layer_norm::backward(cx, &norm)?;
+    if let Some(dsum) = op.dsum {
+        let sum = add::Forward {
+            rows: Rows::Tokens,
+            out: op.dz,
+            a: op.dz,
+            b: dsum,
+        };
+        add::forward(cx, &sum)?;
+    }
     let [word, position, token_type] = op.dtables;
     let grads = [word, position, token_type, op.dprompt];
     for (table, grad) in grads.into_iter().enumerate() {
@@ -147,14 +166,19 @@ fn check_backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     let (c, ld) = op.tables.check(check, cx)?;
     check_prompt(check, cx, "prompt", op.prompt, c)?;
     let rows = cx.step.rows(Rows::Tokens);
-    for (name, t) in [("dz", op.dz), ("z", op.z), ("dout", op.dout)] {
-        check.rows(name, &t, (rows, c), ld)?;
+    for (name, t) in [
+        ("dz", Some(op.dz)),
+        ("z", Some(op.z)),
+        ("dout", Some(op.dout)),
+        ("dsum", op.dsum),
+    ] {
+        t.map_or(Ok(()), |t| check.rows(name, &t, (rows, c), ld))?;
     }
     check.f32("stats", &op.stats, (0, rows, 2))?;
     for ((name, table), grad) in op.tables.named().into_iter().zip(op.dtables) {
-        let shape = (cx.step.bucket().members, table.rows, c);
-        let name = format!("gradient of {name}");
-        grad.map_or(Ok(()), |t| check.f32(&name, &t, shape))?;
+        let Some(grad) = grad else { continue };
+        let shape = (cx.step.bucket().members, table.map_or(0, |t| t.rows), c);
+        check.f32(&format!("gradient of {name}"), &grad, shape)?;
     }
     let wanted = op.dprompt.is_some();
     check.that(!wanted || op.prompt.is_some(), || {
@@ -174,7 +198,7 @@ fn sum_again(cx: Context<'_>, op: &Backward) -> Result<()> {
         op.dout.into(),
         op.tables.word.into(),
         op.tables.position.into(),
-        op.tables.token_type.into(),
+        ptr(op.tables.token_type),
         ptr(op.prompt),
         Arg::Ptr(cx.step.params()),
         Arg::Ptr(cx.step.tokens()),
@@ -218,6 +242,7 @@ fn table_grad(cx: Context<'_>, op: &Backward, table: usize, grad: DeviceTensor) 
 pub fn check_ids(tables: &Tables, batch: &Batch) -> Result<()> {
     let ids = [&batch.ids, &batch.positions, &batch.types];
     for ((name, table), ids) in tables.named().into_iter().zip(ids) {
+        let Some(table) = table else { continue };
         let past = ids.iter().position(|id| *id as usize >= table.rows);
         Check("embedding").that(past.is_none(), || {
             let t = past.unwrap_or(0);
@@ -248,20 +273,21 @@ fn check_prompt(
 }
 
 impl Tables {
-    fn named(&self) -> [(&'static str, DeviceTensor); 3] {
+    fn named(&self) -> [(&'static str, Option<DeviceTensor>); 3] {
         [
-            ("word", self.word),
-            ("position", self.position),
+            ("word", Some(self.word)),
+            ("position", Some(self.position)),
             ("token_type", self.token_type),
         ]
     }
 
-    /// C and the stride of rows, which all three share.
+    /// C and the stride of rows, which all share.
     fn check(&self, check: Check, cx: Context<'_>) -> Result<(usize, usize)> {
         let members = cx.step.bucket().members;
         let (c, ld) = (self.word.cols, self.word.ld);
         layer_norm::width(check, c)?;
         for (name, t) in self.named() {
+            let Some(t) = t else { continue };
             check.that(t.members == 0 || (t.members, members) == (1, 1), || {
                 format!(
                     "{name} has {} copies for {members} members, expected one for all",

@@ -2,6 +2,7 @@
 
 use super::{Check, Context, DeviceTensor, Launch, int};
 use crate::cuda::{Arg, Result};
+use crate::ops::gelu::Gelu;
 use crate::text::pack::Rows;
 
 /// Numbers of a block.
@@ -10,6 +11,8 @@ const BLOCK: usize = 2048;
 /// `dinp = dout gelu'(inp)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Backward {
+    /// Which GELU.
+    pub kind: Gelu,
     /// (T, C) f16 `=`; may be `dout`.
     pub dinp: DeviceTensor,
     /// (T, C) f16
@@ -39,7 +42,16 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         op.dout.into(),
         op.inp.into(),
         Arg::Ptr(cx.step.params()),
+        kind(op.kind),
         int(ld),
     ];
     launch.run(cx, &args)
+}
+
+/// `enum Gelu` of gelu.cuh.
+pub(super) fn kind(gelu: Gelu) -> Arg {
+    Arg::I32(match gelu {
+        Gelu::Exact => 0,
+        Gelu::Quick => 1,
+    })
 }

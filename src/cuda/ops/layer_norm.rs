@@ -1,29 +1,35 @@
 //! Launches of `kernels/layer_norm.cu`.
 
-use super::{Check, Context, DeviceTensor, Launch, dropout, int, ptr};
+use super::{Check, Context, DeviceTensor, Launch, dropout, int, ptr, rows_arg};
+use crate::cuda::step_params::CHUNK;
 use crate::cuda::{Arg, Result};
 use crate::ops::philox::Dropout;
 use crate::tensor::Dtype;
 use crate::text::pack::Rows;
 
-/// The widest row that the kernels keep in registers.
+/// The widest row that the gradient's kernels keep in registers.
 pub const MAX_C: usize = 1024;
+/// The widest row that the forward kernels do.
+pub const MAX_FORWARD_C: usize = 1536;
 /// Rows of a block of the forward kernel.
 const FORWARD_ROWS: usize = 8;
 
-/// `z = resid + dropout(inp)`, `out = (z - mean) rstd weight + bias`.
+/// `z = resid + dropout(inp)`, or z is inp; `out = (z - mean) rstd weight + bias`.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward {
-    /// (T, C) f16
+    /// What the rows are; with dropout, tokens.
+    pub rows: Rows,
+    /// (rows, C) f16 `=`
     pub out: DeviceTensor,
-    /// (T, C) f16; may be `inp`.
+    /// (rows, C) f16 `=`; may be `inp`, and is not written where there is no residual.
     pub z: DeviceTensor,
-    /// (T, 2) f32 mean and reciprocal standard deviation.
+    /// (rows, 2) f32 `=` mean and reciprocal standard deviation.
     pub stats: DeviceTensor,
-    /// (T, C) f16
+    /// (rows, C) f16
     pub inp: DeviceTensor,
-    /// (T, C) f16
-    pub resid: DeviceTensor,
+    /// (rows, C) f16, if anything went around `inp`; what is normed is `inp` otherwise, without
+    /// dropout.
+    pub resid: Option<DeviceTensor>,
     /// (C) f16 or f32, or (G, C).
     pub weight: DeviceTensor,
     /// (C) f16 or f32, or (G, C).
@@ -37,9 +43,11 @@ pub struct Forward {
 /// The gradients of [`Forward`].
 #[derive(Clone, Copy, Debug)]
 pub struct Backward {
-    /// (T, C) f16 `=`; may be `dout`.
+    /// As the forward's.
+    pub rows: Rows,
+    /// (rows, C) f16 `=`; may be `dout`.
     pub dz: DeviceTensor,
-    /// (T, C) f16 `=`, where there is dropout.
+    /// (rows, C) f16 `=`, where there is dropout.
     pub dinp: Option<DeviceTensor>,
     /// (G, C) f32 `+=`
     pub dweight: Option<DeviceTensor>,
@@ -48,11 +56,11 @@ pub struct Backward {
     /// ([`max_chunks`](crate::cuda::step_params::StepBuffer::max_chunks), 2 C) f32 scratch, where
     /// weight or bias is trainable.
     pub partials: Option<DeviceTensor>,
-    /// (T, C) f16
+    /// (rows, C) f16
     pub dout: DeviceTensor,
-    /// (T, C) f16 as the forward left it.
+    /// (rows, C) f16 as the forward left it.
     pub z: DeviceTensor,
-    /// (T, 2) f32 as the forward left it.
+    /// (rows, 2) f32 as the forward left it.
     pub stats: DeviceTensor,
     /// (C) f16 or f32, or (G, C).
     pub weight: DeviceTensor,
@@ -66,25 +74,35 @@ pub struct Backward {
 /// If a tensor is not as its field says, or the launch fails.
 pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
     let check = Check("layer_norm_forward");
-    let (rows, c, ld) = (cx.step.rows(Rows::Tokens), op.inp.cols, op.inp.ld);
+    let (rows, c, ld) = (cx.step.rows(op.rows), op.inp.cols, op.inp.ld);
     let tensors = [
-        ("out", op.out),
-        ("z", op.z),
-        ("inp", op.inp),
+        ("out", Some(op.out)),
+        ("z", Some(op.z)),
+        ("inp", Some(op.inp)),
         ("resid", op.resid),
     ];
-    for (name, t) in tensors {
+    for (name, t) in tensors.iter().filter_map(|(name, t)| Some((name, (*t)?))) {
         check.rows(name, &t, (rows, c), ld)?;
     }
     check.f32("stats", &op.stats, (0, rows, 2))?;
-    width(check, c)?;
+    check.that((1..=MAX_FORWARD_C).contains(&c), || {
+        format!("C is {c}, expected 1 to {MAX_FORWARD_C}")
+    })?;
+    drops_tokens(check, op.rows, op.dropout)?;
+    check.that(
+        op.resid.is_some() || op.dropout.is_none() && op.z == op.inp,
+        || "without a residual z is not inp, or there is dropout".into(),
+    )?;
     param(check, cx, "weight", &op.weight, c)?;
     param(check, cx, "bias", &op.bias, c)?;
     let half = |t: &DeviceTensor| i32::from(t.dtype == Dtype::F16);
     let [threshold, scale, site] = dropout(op.dropout);
     let launch = Launch {
         file: "layer_norm",
-        kernel: "layer_norm_forward_f16",
+        kernel: match c > MAX_C {
+            true => "layer_norm_forward_wide_f16",
+            false => "layer_norm_forward_f16",
+        },
         grid: [rows.div_ceil(FORWARD_ROWS), 1, 1],
         block: [256, 1, 1],
     };
@@ -93,11 +111,13 @@ pub fn forward(cx: Context<'_>, op: &Forward) -> Result<()> {
         op.z.into(),
         op.stats.into(),
         op.inp.into(),
-        op.resid.into(),
+        ptr(op.resid),
         op.weight.into(),
         op.bias.into(),
         Arg::Ptr(cx.step.params()),
         Arg::Ptr(cx.step.tokens()),
+        Arg::Ptr(cx.step.seqs()),
+        rows_arg(op.rows),
         int(c),
         int(ld),
         Arg::I32(half(&op.weight) | half(&op.bias) << 1),
@@ -125,7 +145,13 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
             Some(_) => "layer_norm_backward_f16",
             None => "layer_norm_backward_frozen_f16",
         },
-        grid: [cx.step.max_chunks(), 1, 1],
+        grid: match op.rows {
+            Rows::Tokens => [cx.step.max_chunks(), 1, 1],
+            rows => {
+                let members = cx.step.bucket().members;
+                [cx.step.rows(rows).div_ceil(CHUNK), members, 1]
+            }
+        },
         block: [256, 1, 1],
     };
     let mut args = vec![op.dz.into(), ptr(op.dinp)];
@@ -137,6 +163,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
         op.weight.into(),
         Arg::Ptr(cx.step.params()),
         Arg::Ptr(cx.step.tokens()),
+        rows_arg(op.rows),
         int(c),
         int(ld),
         Arg::I32((op.weight.dtype == Dtype::F16).into()),
@@ -153,7 +180,7 @@ pub fn backward(cx: Context<'_>, op: &Backward) -> Result<()> {
 /// All that [`backward`] checks before it launches.
 pub(super) fn check_backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     let check = Check("layer_norm_backward");
-    let (rows, c, ld) = (cx.step.rows(Rows::Tokens), op.z.cols, op.z.ld);
+    let (rows, c, ld) = (cx.step.rows(op.rows), op.z.cols, op.z.ld);
     let tensors = [
         ("dz", Some(op.dz)),
         ("dinp", op.dinp),
@@ -165,6 +192,7 @@ pub(super) fn check_backward(cx: Context<'_>, op: &Backward) -> Result<()> {
     }
     check.f32("stats", &op.stats, (0, rows, 2))?;
     width(check, c)?;
+    drops_tokens(check, op.rows, op.dropout)?;
     param(check, cx, "weight", &op.weight, c)?;
     let trainable = op.dweight.is_some() || op.dbias.is_some();
     check.that(trainable == op.partials.is_some(), || {
@@ -196,9 +224,17 @@ fn sum_partials(cx: Context<'_>, op: &Backward, partials: DeviceTensor, c: usize
         ptr(op.dbias),
         partials.into(),
         Arg::Ptr(cx.step.params()),
+        rows_arg(op.rows),
         int(c),
     ];
     launch.run(cx, &args)
+}
+
+/// Random numbers of dropout have tokens' names.
+fn drops_tokens(check: Check, rows: Rows, dropout: Option<Dropout>) -> Result<()> {
+    check.that(rows == Rows::Tokens || dropout.is_none(), || {
+        format!("rows are {rows:?} and dropped, expected tokens")
+    })
 }
 
 pub(super) fn width(check: Check, c: usize) -> Result<()> {

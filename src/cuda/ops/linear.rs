@@ -1,7 +1,8 @@
 //! Launches of `kernels/linear.cu` and, for the low-rank branches, of `kernels/lora.cu`.
 
-use super::{Check, Context, DeviceTensor, Launch, dropout, int, ptr, rows_arg};
+use super::{Check, Context, DeviceTensor, Launch, dropout, gelu, int, ptr, rows_arg};
 use crate::cuda::{Arg, Result};
+use crate::ops::gelu::Gelu;
 use crate::ops::philox::Dropout;
 use crate::text::pack::Rows;
 
@@ -49,8 +50,8 @@ pub struct Forward<'a> {
     pub rows: Rows,
     /// (rows, sum of OC) f16 `=`; may be columns of something wider.
     pub out: DeviceTensor,
-    /// (rows, sum of OC) f16 `=`
-    pub act: Option<DeviceTensor>,
+    /// Which GELU, and (rows, sum of OC) f16 `=`.
+    pub act: Option<(Gelu, DeviceTensor)>,
     /// (rows, C) f16
     pub inp: DeviceTensor,
     /// One to [`MAX_PARTS`] layers.
@@ -163,7 +164,7 @@ pub fn forward(cx: Context<'_>, op: &Forward<'_>) -> Result<()> {
     let (rows, c, width) = (cx.step.rows(op.rows), op.inp.cols, op.out.cols);
     check.rows("inp", &op.inp, (rows, c), op.inp.ld)?;
     check.rows("out", &op.out, (rows, width), op.out.ld)?;
-    if let Some(act) = &op.act {
+    if let Some((_, act)) = &op.act {
         check.rows("act", act, (rows, width), op.out.ld)?;
     }
     let cols = columns(check, cx, op.rows, op.parts, (c, width))?;
@@ -179,7 +180,7 @@ pub fn forward(cx: Context<'_>, op: &Forward<'_>) -> Result<()> {
     let (tiles, own) = (op.parts.iter().map(tiles).sum(), own_weights(op.parts));
     let args = [
         op.out.into(),
-        ptr(op.act),
+        ptr(op.act.map(|(_, act)| act)),
         op.inp.into(),
         Arg::array(parts.collect(), MAX_PARTS),
         Arg::Ptr(cx.step.params()),
@@ -188,6 +189,7 @@ pub fn forward(cx: Context<'_>, op: &Forward<'_>) -> Result<()> {
         int(op.inp.ld),
         int(op.out.ld),
         int(own.into()),
+        gelu::kind(op.act.map_or(Gelu::Exact, |(kind, _)| kind)),
     ];
     let launch = op.tile.launch(cx, kernels, (rows, tiles, own));
     launch.run(cx, &args)

@@ -15,6 +15,7 @@ pub mod linear_weight;
 pub mod mse;
 pub mod phm;
 pub mod pool;
+pub mod vision_embedding;
 
 use super::step_params::{StepBuffer, kind};
 use super::{Arg, DevicePtr, Driver, DriverError, Geometry, Result, embedded};

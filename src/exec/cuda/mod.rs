@@ -24,18 +24,14 @@ use super::state::TrainState;
 use super::{Executor, Observer, Pass, Ran, Told};
 use crate::bad_input;
 use crate::cuda::device::{Device, Opened, Source};
-use crate::cuda::ops::{Context, DeviceTensor, embedding, layer_norm, phm};
+use crate::cuda::ops::{Context, DeviceTensor, embedding, layer_norm, phm, vision_embedding};
 use crate::cuda::step_params::StepBuffer;
 use crate::cuda::{self, DevicePtr, Driver, DriverError, EventId, GraphId};
 use crate::error::Result;
 use crate::graph::plan::Reuse;
 use crate::graph::{Bucket, Graph, Role, ValueId};
 use crate::ops::Op;
-use crate::ops::attention::Mask;
-use crate::ops::gelu::Gelu;
-use crate::ops::pool::Pooling;
 use crate::tensor::Dtype;
-use crate::text::pack::Rows;
 
 /// Runs a graph on a device.
 pub struct CudaExecutor {
@@ -198,9 +194,15 @@ impl CudaExecutor {
     fn bring(&self, opened: &Opened, prepared: &Prepared, pass: &Pass<'_>) -> Result<()> {
         let driver = opened.driver();
         for op in &self.graph.nodes[pass.nodes.clone()] {
-            if let Op::Embedding(op) = op {
-                let run = self.over(opened, prepared);
-                embedding::check_ids(&run.tables(&op.tables), pass.batch)?;
+            let run = self.over(opened, prepared);
+            match op {
+                Op::Embedding(op) => {
+                    embedding::check_ids(&run.tables(&op.tables), pass.batch)?;
+                }
+                Op::VisionEmbedding(op) => {
+                    vision_embedding::check_places(&self.weights[&op.position], pass.batch)?;
+                }
+                _ => {}
             }
         }
         prepared.step.upload(driver, pass.batch, pass.steps)?;
@@ -389,10 +391,13 @@ fn replayed(
 /// Fails if the kernels do not take a graph: before anything is copied, and with what to do.
 fn check_graph(graph: &Graph) -> Result<()> {
     let refuse = |what: String| bad_input!("device: {what}; use --device cpu, which takes any");
+    let channels = |id: ValueId, most: usize| match graph.channels(id) {
+        c if c > most => Err(refuse(format!(
+            "found {c} channels, expected at most {most}"
+        ))),
+        _ => Ok(()),
+    };
     for op in &graph.nodes {
-        if is_for_the_cpu(op) {
-            return Err(refuse("has no kernels yet for CLIP's towers".into()));
-        }
         match op {
             Op::Attention(op) => {
                 let size = graph.channels(op.out) / op.heads.max(1);
@@ -402,12 +407,9 @@ fn check_graph(graph: &Graph) -> Result<()> {
                     )));
                 }
             }
-            Op::LayerNorm(op) if graph.channels(op.out) > layer_norm::MAX_C => {
-                let (c, most) = (graph.channels(op.out), layer_norm::MAX_C);
-                return Err(refuse(format!(
-                    "found {c} channels, expected at most {most}"
-                )));
-            }
+            Op::LayerNorm(op) => channels(op.out, layer_norm::MAX_FORWARD_C)?,
+            Op::LayerNormGrad(op) => channels(op.dz, layer_norm::MAX_C)?,
+            Op::Embedding(op) => channels(op.out, layer_norm::MAX_C)?,
             Op::Phm(op) => {
                 let (n, c) = (graph.channels(op.weights.rule), graph.channels(op.out));
                 if n > phm::MAX_N || c.max(graph.channels(op.inp)) > phm::MAX_C {
@@ -422,19 +424,6 @@ fn check_graph(graph: &Graph) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What only vision towers and CLIP's text tower have.
-fn is_for_the_cpu(op: &Op) -> bool {
-    match op {
-        Op::VisionEmbedding(_) => true,
-        Op::Embedding(op) => op.sum.is_some() || op.tables.token_type.is_none(),
-        Op::Attention(op) => op.mask != Mask::All,
-        Op::Linear(op) => op.act.is_some_and(|(kind, _)| kind != Gelu::Exact),
-        Op::LayerNorm(op) => op.resid.is_none() || op.rows != Rows::Tokens,
-        Op::Pool(op) => op.pooling != Pooling::Mean,
-        _ => false,
-    }
 }
 
 /// Copies rows into a tensor of the device.

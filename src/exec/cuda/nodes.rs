@@ -7,7 +7,7 @@ use super::memory::Memory;
 use super::state::DeviceState;
 use crate::cuda::ops::{
     Context, DeviceTensor, activation, add, attention, contrastive, embedding, gelu, l2_norm,
-    layer_norm, linear, linear_weight, mse, phm, pool,
+    layer_norm, linear, linear_weight, mse, phm, pool, vision_embedding,
 };
 use crate::cuda::{DriverError, Result};
 use crate::graph::{Dim, Graph, Role, ValueId};
@@ -75,7 +75,14 @@ impl Run<'_> {
             Op::InputGrad(op) => self.input_grad(op),
             Op::GeluGrad(op) => {
                 let (dinp, dout, inp) = (self.at(op.dinp), self.at(op.dout), self.at(op.inp));
-                gelu::backward(self.cx, &gelu::Backward { dinp, dout, inp })
+                let kind = op.kind;
+                let backward = gelu::Backward {
+                    kind,
+                    dinp,
+                    dout,
+                    inp,
+                };
+                gelu::backward(self.cx, &backward)
             }
             Op::Activation(op) => {
                 let (kind, out, inp) = (op.kind, self.at(op.out), self.at(op.inp));
@@ -106,12 +113,17 @@ impl Run<'_> {
             Op::LayerNorm(op) => self.layer_norm(op),
             Op::LayerNormGrad(op) => self.layer_norm_grad(op),
             Op::Pool(op) => {
-                let (out, inp) = (self.at(op.out), self.at(op.inp));
-                pool::forward(self.cx, &pool::Forward { out, inp })
+                let (pooling, out, inp) = (op.pooling, self.at(op.out), self.at(op.inp));
+                pool::forward(self.cx, &pool::Forward { pooling, out, inp })
             }
             Op::PoolGrad(op) => {
-                let (dinp, dout) = (self.at(op.dinp), self.at(op.dout));
-                pool::backward(self.cx, &pool::Backward { dinp, dout })
+                let (pooling, dinp, dout) = (op.pooling, self.at(op.dinp), self.at(op.dout));
+                let backward = pool::Backward {
+                    pooling,
+                    dinp,
+                    dout,
+                };
+                pool::backward(self.cx, &backward)
             }
             Op::L2Norm(op) => l2_norm::forward(
                 self.cx,
@@ -173,7 +185,15 @@ impl Run<'_> {
                     b: self.at(op.b),
                 },
             ),
-            Op::VisionEmbedding(_) => unreachable!("refused when it was bound"),
+            Op::VisionEmbedding(op) => vision_embedding::forward(
+                self.cx,
+                &vision_embedding::Forward {
+                    out: self.at(op.out),
+                    patches: self.at(op.patches),
+                    class: self.half(op.class),
+                    position: self.half(op.position),
+                },
+            ),
             // The optimiser's kernels measure what they spend.
             Op::GradNorm(_) => Ok(()),
             Op::AdamStep(op) => self.state.step(self.cx, self.at(op.norm)),
@@ -233,16 +253,14 @@ impl Run<'_> {
         embedding::Tables {
             word: self.half(tables.word),
             position: self.half(tables.position),
-            // A graph without is refused when it is bound.
-            token_type: tables
-                .token_type
-                .map_or_else(|| self.half(tables.word), |id| self.half(id)),
+            token_type: tables.token_type.map(|id| self.half(id)),
         }
     }
 
     fn embedding(&self, op: &op_embedding::Embedding) -> Result<()> {
         let forward = embedding::Forward {
             out: self.at(op.out),
+            sum: op.sum.map(|id| self.at(id)),
             tables: self.tables(&op.tables),
             weight: self.vector(op.tables.weight),
             bias: self.vector(op.tables.bias),
@@ -272,6 +290,7 @@ impl Run<'_> {
             z,
             stats: needed(scratch.stats, "statistics of embeddings")?,
             dout: self.at(op.dout),
+            dsum: op.dsum.map(|id| self.at(id)),
             tables: self.tables(&op.tables),
             weight: self.vector(op.tables.weight),
             eps: op.eps,
@@ -322,6 +341,7 @@ impl Run<'_> {
             lse: self.at(op.lse),
             qkv: self.at(op.qkv),
             heads: op.heads,
+            mask: op.mask,
             dropout: op.dropout,
         };
         attention::forward(self.cx, &forward)
@@ -336,6 +356,7 @@ impl Run<'_> {
             dout: self.at(op.dout),
             lse: self.at(op.lse),
             heads: op.heads,
+            mask: op.mask,
             dropout: op.dropout,
         };
         attention::backward(self.cx, &backward)
@@ -343,12 +364,12 @@ impl Run<'_> {
 
     fn layer_norm(&self, op: &op_norm::LayerNorm) -> Result<()> {
         let forward = layer_norm::Forward {
+            rows: op.rows,
             out: self.at(op.out),
             z: self.at(op.z),
             stats: self.at(op.stats),
             inp: self.at(op.inp),
-            // A graph without is refused when it is bound.
-            resid: self.at(op.resid.unwrap_or(op.inp)),
+            resid: op.resid.map(|id| self.at(id)),
             weight: self.vector(op.weight),
             bias: self.vector(op.bias),
             eps: op.eps,
@@ -362,6 +383,7 @@ impl Run<'_> {
         let (z, wanted) = (self.at(op.z), dweight.or(dbias).is_some());
         let partials = self.memory.scratch.partials.filter(|_| wanted);
         let backward = layer_norm::Backward {
+            rows: op.rows,
             dz: self.at(op.dz),
             dinp: op.dinp.map(|id| self.at(id)),
             dweight,
@@ -390,7 +412,7 @@ impl Run<'_> {
         let forward = linear::Forward {
             rows: op.rows,
             out: self.at(op.out),
-            act: op.act.map(|(_, id)| self.at(id)),
+            act: op.act.map(|(kind, id)| (kind, self.at(id))),
             inp,
             parts: &self.parts(&op.parts),
             tile: linear::Tile::of(inp.rows),
