@@ -27,10 +27,14 @@ impl ComputeArgs {
     /// # Errors
     /// If it can't be read or the device can't be used.
     pub fn open(&self, model: &str) -> Result<Engine> {
-        let options = EngineOptions {
+        Engine::open(&hub::resolve(model)?, self.options())
+    }
+
+    /// The same for what is opened in another way.
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions {
             threads: self.threads,
             device: self.device.unwrap_or(DeviceChoice::Auto),
-        };
-        Engine::open(&hub::resolve(model)?, options)
+        }
     }
 }

@@ -14,6 +14,7 @@ use crosstune::error::Error;
 use serde::{Deserialize, Serialize};
 
 use super::Output;
+use super::compute::ComputeArgs;
 use super::images::VisionArgs;
 
 /// The data set.
@@ -148,7 +149,7 @@ impl DataArgs {
     pub fn image_features(
         &self,
         names: impl FnOnce() -> Result<Vec<String>>,
-        how: (Option<usize>, Output),
+        how: (&ComputeArgs, Output),
     ) -> Result<(Features, PathBuf)> {
         let Some(images) = &self.images else {
             if let Some(option) = self.vision.given() {

@@ -80,7 +80,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         }
         splits.push(split);
     }
-    let how = (args.compute.threads, output);
+    let how = (&args.compute, output);
     let (features, file) = args.data.image_features(|| Ok(names_in(&splits)), how)?;
     let adapters = args.adapters.load()?;
     let slots: Vec<usize> = languages

@@ -12,6 +12,7 @@ use crosstune::image::list;
 use crosstune::tensor::Dtype;
 use serde_json::json;
 
+use super::compute::ComputeArgs;
 use super::data::{names_in, required};
 use super::images::{Unread, VisionArgs, check};
 use super::{Output, check_target};
@@ -56,9 +57,8 @@ pub struct Args {
     /// Write over a file that exists.
     #[arg(long)]
     force: bool,
-    /// Threads [default: all cores].
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 /// The splits that the protocol of Multi30K takes.
@@ -111,7 +111,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         None => list::in_folder(&images)?,
         Some(names) => list::by_names(&images, &names)?,
     };
-    let mut tower = args.vision.open(args.threads)?;
+    let mut tower = args.vision.open(&args.compute)?;
     let encoded = tower.encode(&pictures, output)?;
     let what = match args.skip_unreadable {
         true => Unread::Skipped,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::features::Features;
-use crosstune::engine::EngineOptions;
+use crosstune::device::DeviceChoice;
 use crosstune::engine::vision::VisionEngine;
 use crosstune::error::Error;
 use crosstune::image::PassOrder;
@@ -20,6 +20,7 @@ use crosstune::weights::vision::VisionFiles;
 use serde::{Deserialize, Serialize};
 
 use super::Output;
+use super::compute::ComputeArgs;
 use super::term::{Interrupt, Progress, warn};
 
 /// Unreadable pictures that a message lists.
@@ -65,8 +66,8 @@ impl VisionArgs {
             .map(|(name, _)| *name)
     }
 
-    /// Opens the tower and its cache. It computes on the CPU.
-    pub fn open(&self, threads: Option<usize>) -> Result<Tower> {
+    /// Opens the tower, where it is to compute, and its cache.
+    pub fn open(&self, compute: &ComputeArgs) -> Result<Tower> {
         let Some(vision) = &self.vision else {
             return Err(bad_input!("vision: missing; give --vision DIR of a vision tower").into());
         };
@@ -82,8 +83,14 @@ impl VisionArgs {
             ..Preprocess::read(&folder, || side(&folder))?
         };
         let files = VisionFiles::open(&folder, Some(preprocess.crop))?;
-        let key = key(&files, &preprocess, "f32")?;
-        let cache = FeatureCache::open(&self.folder()?, &key, files.config.embed_dim, |path| {
+        let engine = VisionEngine::new(files, compute.options())?;
+        let numbers = match engine.device() {
+            DeviceChoice::Cpu | DeviceChoice::Auto => "f32",
+            DeviceChoice::Cuda(_) | DeviceChoice::Vm(_) => "f16",
+        };
+        let key = key(engine.files(), &preprocess, numbers)?;
+        let dim = engine.config().embed_dim;
+        let cache = FeatureCache::open(&self.folder()?, &key, dim, |path| {
             eprintln!(
                 "waiting for another crosstune, which has {} open",
                 path.display()
@@ -96,12 +103,8 @@ impl VisionArgs {
                 cache.torn()
             ));
         }
-        let options = EngineOptions {
-            threads,
-            ..EngineOptions::default()
-        };
         Ok(Tower {
-            engine: VisionEngine::new(files, options)?,
+            engine,
             preprocess,
             cache,
             key,
@@ -126,10 +129,10 @@ impl VisionArgs {
         &self,
         images: &Path,
         names: &[String],
-        (threads, output): (Option<usize>, Output),
+        (compute, output): (&ComputeArgs, Output),
     ) -> Result<Features> {
         let pictures = list::by_names(images, names)?;
-        let mut tower = self.open(threads)?;
+        let mut tower = self.open(compute)?;
         let encoded = tower.encode(&pictures, output)?;
         check(&encoded.unreadable, pictures.len(), Unread::Fatal)?;
         Ok(Features {

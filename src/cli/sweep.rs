@@ -183,7 +183,7 @@ fn open_inputs(settings: &Settings, output: Output) -> Result<Inputs> {
         let languages = wanted.iter().map(|(l, _)| l.clone()).chain(english);
         common.data.images_of(&languages.collect::<Vec<_>>())
     };
-    let how = (common.recipe.compute.threads, output);
+    let how = (&common.recipe.compute, output);
     let (features, file) = common.data.image_features(names, how)?;
     let reader = Reader {
         engine: &engine,

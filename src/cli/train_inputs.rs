@@ -52,7 +52,7 @@ impl Inputs {
         }
         let (features, file) = args.data.image_features(
             || args.data.images_of(&names),
-            (args.recipe.compute.threads, output),
+            (&args.recipe.compute, output),
         )?;
         let reader = Reader {
             engine: &engine,
