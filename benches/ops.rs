@@ -119,11 +119,13 @@ fn linear(c: &mut Criterion) {
 
 fn attention(c: &mut Criterion) {
     for (size, hidden, heads, _, texts) in shapes() {
-        let mut rig = Rig::new(texts);
-        let qkv = rig.input("qkv", Dim::Tokens, 3 * hidden);
-        let out = Attention::push(&mut rig.graph, "out", qkv, (heads, Mask::All), None);
-        rig.seed(out);
-        rig.bench(c, "attention", size);
+        for (mask, what) in [(Mask::All, ""), (Mask::Causal, "-causal")] {
+            let mut rig = Rig::new(texts);
+            let qkv = rig.input("qkv", Dim::Tokens, 3 * hidden);
+            let out = Attention::push(&mut rig.graph, "out", qkv, (heads, mask), None);
+            rig.seed(out);
+            rig.bench(c, "attention", &format!("{size}{what}"));
+        }
     }
 }
 
@@ -310,13 +312,11 @@ fn add(c: &mut Criterion) {
     }
 }
 
-/// Name, C, heads, tokens of a picture, pictures: towers for pictures of 224. On a device not all of
-/// their ops have kernels.
+/// Name, C, heads, tokens of a picture, pictures: towers for pictures of 224.
 fn pictures() -> &'static [(&'static str, usize, usize, usize, usize)] {
-    match (Place::open().is_device(), once()) {
-        (true, _) => &[],
-        (_, true) => &[("vit-tiny", 64, 4, 5, 2)],
-        _ => &[("vit-b32", 768, 12, 50, 32), ("vit-l14", 1024, 16, 257, 8)],
+    match once() {
+        true => &[("vit-tiny", 64, 4, 5, 2)],
+        false => &[("vit-b32", 768, 12, 50, 32), ("vit-l14", 1024, 16, 257, 8)],
     }
 }
 
