@@ -13,8 +13,8 @@
 # VISIT_CARGO, the profile's option (--release), and CROSSTUNE_GOLDENS.
 set -euo pipefail
 
-steps="doctor conformance kernels golden train benches steps torch ncu"
-tests="conformance kernels device device_steps"
+steps="doctor conformance kernels golden towers train benches steps torch ncu"
+tests="conformance kernels device device_steps device_towers"
 benches="ops"
 most=$((50 * 1000 * 1000))
 
@@ -85,7 +85,7 @@ pack_goldens() {
     # They may have been copied from where nothing can be written.
     chmod -R u+w "$folder/goldens"
     # Images of another command's tests.
-    rm -f "$folder"/goldens/*/{vit,bert,preprocess}_*
+    rm -f "$folder"/goldens/*/{bert,preprocess}_*
 }
 
 # step NAME SECONDS COMMAND...: runs it, whatever comes of it; one line in steps.tsv. To pass, its output
@@ -219,6 +219,11 @@ run_golden() {
         one_case "$goldens"
     fi
     CROSSTUNE_GOLDENS="$goldens" refuse=SKIPPED run_tests golden 540 bin/device_steps --nocapture
+}
+
+# CLIP's towers, for pictures and texts, against the CPU.
+run_towers() {
+    run_tests towers 300 bin/device_towers ${short:+pictures} --nocapture
 }
 
 # one_case FOLDER: the first of the golden cases alone, as links.
