@@ -236,6 +236,30 @@ fn pictures_have_the_features_of_pytorch() {
     check_tower(dir.path(), &pixels, Some(want), "golden");
 }
 
+/// 257 tokens, 384 channels, 12 blocks, layer scale folded in, patches of 588 numbers.
+#[test]
+fn a_real_tower_gives_the_features_of_the_cpu() {
+    let Some(all) = std::env::var_os("CROSSTUNE_CHECKPOINTS") else {
+        println!("SKIPPED: CROSSTUNE_CHECKPOINTS names no folder of real checkpoints");
+        return;
+    };
+    let at = std::path::PathBuf::from(all).join("vit-s14");
+    if !at.join("model.safetensors").is_file() {
+        println!("SKIPPED: {} is absent", at.display());
+        return;
+    }
+    let pixels: Vec<f32> = (0..3 * 224 * 224)
+        .map(|i| (i as f32 * 0.37).sin())
+        .collect();
+    let [want, got] = [DeviceChoice::Cpu, choice(VmArena::Packed)].map(|device| {
+        let tower = VisionEngine::open(&at, Some(224), options(device));
+        tower.expect("opens").encode(&pixels).expect("encodes")
+    });
+    let off = max_diff(&got, &want) / scale(&want);
+    println!("ViT-S/14: features {off:.1e}");
+    assert!(off <= FEATURES);
+}
+
 /// A cache does not mix what a device gave with what the CPU did.
 #[test]
 fn the_command_line_takes_towers_to_a_device() {
