@@ -3,7 +3,7 @@
 //! A pickle is a program. `pickle_machine.rs` runs it, but can build only tensors and
 //! plain containers: it calls nothing, and a file that asks for anything else is refused by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -25,7 +25,9 @@ pub(super) const METADATA: &str = "crosstune.json";
 /// The tensors of a PyTorch zip file, in the order of its dictionary, and what crosstune wrote beside
 /// them.
 ///
-/// A nested `state_dict` is unwrapped; values that are not tensors are passed over.
+/// A nested `state_dict` is unwrapped; values that are not tensors are passed over. Of a TorchScript
+/// program (OpenAI's CLIP is published as such) the tensors of its modules are read, by the names that
+/// its `state_dict()` would have, and nothing of its code.
 ///
 /// # Errors
 /// [`crate::error::Error::Input`] for a damaged file, a pickle that asks for anything but tensors
@@ -43,12 +45,6 @@ pub fn read(path: &Path, bytes: &[u8]) -> Result<(Vec<Entry>, BTreeMap<String, S
         zip.get(&format!("{prefix}{name}"))
             .map_err(|why| bad_input!("{file}: {why}"))
     };
-    if zip.has(&format!("{prefix}constants.pkl")) {
-        return Err(bad_input!(
-            "{file}: is a TorchScript program, expected a state dict; save its weights: python -c \
-             \"import torch; torch.save(torch.jit.load('{file}', 'cpu').state_dict(), 'weights.pt')\""
-        ));
-    }
     if entry("byteorder")?.is_some_and(|r| bytes[r].starts_with(b"big")) {
         return Err(bad_input!(
             "{file}: was written on a big-endian machine; load it there and save it as safetensors"
@@ -68,7 +64,7 @@ pub fn read(path: &Path, bytes: &[u8]) -> Result<(Vec<Entry>, BTreeMap<String, S
         .map(|(name, tensor)| {
             let key = heap.text(tensor.key);
             let storage = entry(&format!("data/{key}"))?;
-            place(name, tensor, key, storage)
+            place(&name, tensor, key, storage)
                 .map_err(|why| bad_input!("{file}: tensor {name} {why}"))
         })
         .collect();
@@ -90,18 +86,26 @@ fn is_pickle(name: &str) -> bool {
     name == "data.pkl" || name.ends_with("/data.pkl")
 }
 
-fn collect(heap: &Heap, root: Value) -> std::result::Result<Vec<(&str, &RawTensor)>, String> {
-    let Value::Dict(mut dict) = root else {
-        return Err(format!(
-            "holds {}, expected a dictionary of tensors",
-            root.kind()
-        ));
+type Named<'h> = Vec<(String, &'h RawTensor)>;
+
+fn collect(heap: &Heap, root: Value) -> std::result::Result<Named<'_>, String> {
+    let mut dict = match root {
+        Value::Dict(dict) => dict,
+        Value::Module(module) => return Ok(of_modules(heap, module)),
+        _ => {
+            return Err(format!(
+                "holds {}, expected a dictionary of tensors",
+                root.kind()
+            ));
+        }
     };
     let tensors = |dict| {
         heap.dict(dict)
             .iter()
             .filter_map(|(key, value)| match (key, value) {
-                (Value::Str(key), Value::Tensor(id)) => Some((heap.text(*key), heap.tensor(*id))),
+                (Value::Str(key), Value::Tensor(id)) => {
+                    Some((heap.text(*key).to_string(), heap.tensor(*id)))
+                }
                 _ => None,
             })
     };
@@ -121,6 +125,25 @@ fn collect(heap: &Heap, root: Value) -> std::result::Result<Vec<(&str, &RawTenso
         })?;
     }
     Ok(tensors(dict).collect())
+}
+
+/// The tensors of a module and of those that it holds, a name's parts joined by dots. A module that is
+/// held twice counts once, so a file that ties modules in a circle ends too.
+fn of_modules(heap: &Heap, root: usize) -> Named<'_> {
+    let (mut out, mut seen) = (vec![], HashSet::from([root]));
+    let mut open = vec![(String::new(), root)];
+    while let Some((prefix, module)) = open.pop() {
+        for (key, value) in heap.dict(module) {
+            let Value::Str(key) = key else { continue };
+            let name = format!("{prefix}{}", heap.text(*key));
+            match value {
+                Value::Tensor(id) => out.push((name, heap.tensor(*id))),
+                Value::Module(id) if seen.insert(*id) => open.push((format!("{name}."), *id)),
+                _ => {}
+            }
+        }
+    }
+    out
 }
 
 /// Where the values lie in the file; the error is the rest of a sentence.
@@ -225,6 +248,8 @@ mod tests {
     const NESTED_FILE: &[u8] = include_bytes!("testdata/nested.pt");
     const LINEAR_FILE: &[u8] = include_bytes!("testdata/linear.bin");
     const TRANSPOSED_FILE: &[u8] = include_bytes!("testdata/transposed.pt");
+    /// `torch.jit.script` of modules, lists, dictionaries and numbers within modules, in f16.
+    const SCRIPT_FILE: &[u8] = include_bytes!("testdata/script.pt");
 
     fn message(bytes: &[u8]) -> String {
         read(Path::new("dir/a.bin"), bytes).unwrap_err().to_string()
@@ -281,6 +306,31 @@ mod tests {
         fs::write(dir.path().join("pytorch_model.bin"), LINEAR_FILE).unwrap();
         let linear = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(linear.names().collect::<Vec<_>>(), ["weight", "bias"]);
+    }
+
+    #[test]
+    fn reads_the_tensors_of_a_torchscript_program() {
+        let (entries, _) = read(Path::new("a"), SCRIPT_FILE).unwrap();
+        let value = |entry: &Entry| {
+            let first = SCRIPT_FILE[entry.range.start..][..2].try_into().unwrap();
+            half::f16::from_le_bytes(first).to_f32()
+        };
+        let mut found: Vec<(&str, &[usize], f32)> = entries
+            .iter()
+            .map(|e| (&*e.name, &*e.shape, value(e)))
+            .collect();
+        found.sort_by_key(|(name, ..)| *name);
+        // As its state_dict() has them.
+        let want: [(&str, &[usize], f32); 6] = [
+            ("logit_scale", &[], 4.5),
+            ("visual.class_embedding", &[2], 0.0),
+            ("visual.resblocks.0.attn.bias", &[3], 20.0),
+            ("visual.resblocks.0.attn.weight", &[3, 2], 10.0),
+            ("visual.resblocks.1.attn.bias", &[3], 40.0),
+            ("visual.resblocks.1.attn.weight", &[3, 2], 30.0),
+        ];
+        assert_eq!(found, want);
+        assert!(entries.iter().all(|e| e.dtype == Dtype::F16));
     }
 
     #[test]
@@ -383,6 +433,10 @@ mod tests {
             false,
         );
         assert!(read(Path::new("a"), &zip).unwrap().0.is_empty());
+        // A module that holds itself.
+        let tied = b"c__torch__\nM\n)\x81q\x00}X\x01\0\0\0ah\x00sb.";
+        let zip = archive(&[("a/data.pkl", tied)], false);
+        assert!(read(Path::new("a"), &zip).unwrap().0.is_empty());
     }
 
     #[test]
@@ -392,7 +446,6 @@ mod tests {
             message(&archive(&[("a/data.pkl", &pickle), (name, content)], false))
         };
         assert!(with("a/byteorder", b"big").contains("big-endian"));
-        assert!(with("a/constants.pkl", b"").contains("is a TorchScript program"));
         let text = message(&archive(&[("a/word.xml", b"")], false));
         assert!(text.contains("is a zip file without data.pkl"), "{text}");
         let text = with("a/crosstune.json", b"[1]");
@@ -404,10 +457,12 @@ mod tests {
 
     #[test]
     fn no_damaged_byte_panics() {
-        for at in 0..NESTED_FILE.len() {
-            let mut bytes = NESTED_FILE.to_vec();
-            bytes[at] ^= 0x55;
-            let _ = read(Path::new("a"), &bytes);
+        for file in [NESTED_FILE, SCRIPT_FILE] {
+            for at in 0..file.len() {
+                let mut bytes = file.to_vec();
+                bytes[at] ^= 0x55;
+                let _ = read(Path::new("a"), &bytes);
+            }
         }
     }
 }

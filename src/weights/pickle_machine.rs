@@ -1,7 +1,7 @@
 //! A pickle interpreter that can build tensors and plain containers, and nothing else.
 //!
 //! Source: CPython's Lib/pickletools.py for the opcodes, torch/serialization.py for what
-//! `torch.save` makes of them.
+//! `torch.save` makes of them, torch/csrc/jit/serialization/pickler.cpp for what `torch.jit.save` does.
 
 use std::collections::HashMap;
 
@@ -65,8 +65,8 @@ impl<'a> Machine<'a> {
             b'c' | 0x93 => self.global(opcode),
             b'Q' => self.persistent(),
             b'R' => self.reduce(),
-            // BUILD: the attributes of an OrderedDict (torch's _metadata) are not needed.
-            b'b' => self.pop().map(drop),
+            0x81 => self.new_object(),
+            b'b' => self.build(),
             _ => Err(format!(
                 "has the opcode {opcode:#04x} at byte {}, not allowed",
                 self.at - 1
@@ -205,6 +205,8 @@ impl<'a> Machine<'a> {
             ("torch._utils", "_rebuild_tensor_v2") => Some(Global::RebuildTensor),
             ("torch._utils", "_rebuild_parameter") => Some(Global::RebuildParameter),
             ("torch", storage) => storage_dtype(storage).map(Global::Storage),
+            ("torch.jit._pickle", _) => Some(Global::Typed),
+            (module, _) if module.split('.').next() == Some("__torch__") => Some(Global::Module),
             _ => None,
         };
         let global = global.ok_or_else(|| {
@@ -250,6 +252,7 @@ impl<'a> Machine<'a> {
         let value = match (global, &args[..]) {
             (Global::OrderedDict, []) => self.heap.new_dict(),
             (Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => *tensor,
+            (Global::Typed, [value, ..]) => *value,
             (Global::RebuildTensor, [Value::Storage(storage), offset, shape, strides, ..]) => {
                 let sizes = (
                     offset.as_usize(),
@@ -274,6 +277,26 @@ impl<'a> Machine<'a> {
             _ => return Err(format!("calls {global:?} with unexpected arguments")),
         };
         self.push(value)
+    }
+
+    /// Of a TorchScript program's classes alone; they have no arguments.
+    fn new_object(&mut self) -> Step {
+        match self.pop_n(2)?[..] {
+            [Value::Global(Global::Module), _] => {
+                self.heap.dicts.push(Vec::new());
+                self.push(Value::Module(self.heap.dicts.len() - 1))
+            }
+            _ => Err("makes an object of what is no TorchScript class".into()),
+        }
+    }
+
+    /// Gives a module its attributes. Those of an OrderedDict (torch's _metadata) are not needed.
+    fn build(&mut self) -> Step {
+        let state = self.pop()?;
+        if let (Value::Module(id), Value::Dict(state)) = (self.top()?, state) {
+            self.heap.dicts[id] = self.heap.dicts[state].clone();
+        }
+        Ok(())
     }
 
     fn push(&mut self, value: Value) -> Step {

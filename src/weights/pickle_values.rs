@@ -20,6 +20,8 @@ pub(crate) enum Value {
     /// A list or a tuple.
     Seq(usize),
     Dict(usize),
+    /// An object of a TorchScript program: the dictionary of its attributes.
+    Module(usize),
     Global(Global),
     Storage(usize),
     Tensor(usize),
@@ -32,6 +34,10 @@ pub(crate) enum Global {
     RebuildTensor,
     RebuildParameter,
     Storage(Dtype),
+    /// A class of a TorchScript program.
+    Module,
+    /// What TorchScript wraps lists and dictionaries in, to say their types.
+    Typed,
 }
 
 /// A tensor as the pickle describes it.
@@ -108,6 +114,7 @@ impl Value {
             Value::Str(_) => "a text",
             Value::Seq(_) => "a list",
             Value::Dict(_) => "a dictionary",
+            Value::Module(_) => "a module",
             Value::Global(_) => "a function or class",
             Value::Storage(_) => "a bare storage",
             Value::Tensor(_) => "a single tensor without a name",
