@@ -1,6 +1,5 @@
 //! `crosstune features`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -8,6 +7,7 @@ use anyhow::Result;
 use crosstune::data::captions::read_lines;
 use crosstune::data::features::Features;
 use crosstune::data::{self, Source, Task};
+use crosstune::image::cache::origin;
 use crosstune::image::list;
 use crosstune::tensor::Dtype;
 use serde_json::json;
@@ -119,23 +119,12 @@ pub fn run(args: Args, output: Output) -> Result<()> {
     };
     check(&encoded.unreadable, pictures.len(), what)?;
     let (n, dim) = (encoded.names.len(), tower.engine.config().embed_dim);
-    let key: String = tower.key.iter().map(|b| format!("{b:02x}")).collect();
     let features = Features {
         names: encoded.names,
         dim,
         values: encoded.values,
     };
-    let metadata = BTreeMap::from([
-        (
-            "vision".to_string(),
-            tower.engine.files().path.display().to_string(),
-        ),
-        (
-            "preprocess".to_string(),
-            serde_json::to_string(&tower.preprocess)?,
-        ),
-        ("key".to_string(), key),
-    ]);
+    let metadata = origin(tower.engine.files(), &tower.preprocess, &tower.key)?;
     let dtype = if args.f16 { Dtype::F16 } else { Dtype::F32 };
     features.save_with(&out, dtype, metadata)?;
     let seconds = start.elapsed().as_secs_f64();

@@ -5,7 +5,7 @@
 //! the key in its name and in its head is a digest of all that a feature depends on, so no other
 //! tower's can be taken for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,25 @@ pub fn key(tower: &VisionFiles, preprocess: &Preprocess, numbers: &str) -> Resul
     all.update(json(serde_json::to_string(preprocess))?);
     all.update(numbers);
     Ok(all.finalize().into())
+}
+
+/// Metadata of a feature file: where its features are from.
+///
+/// # Errors
+/// None that is known: the settings are plain numbers.
+pub fn origin(
+    tower: &VisionFiles,
+    preprocess: &Preprocess,
+    key: &Digest,
+) -> Result<BTreeMap<String, String>> {
+    let settings = serde_json::to_string(preprocess)
+        .map_err(|e| Error::Run(format!("settings can't be written as JSON: {e}")))?;
+    let entries = [
+        ("vision", tower.path.display().to_string()),
+        ("preprocess", settings),
+        ("key", key.iter().map(|b| format!("{b:02x}")).collect()),
+    ];
+    Ok(entries.map(|(name, text)| (name.to_string(), text)).into())
 }
 
 /// Features of one tower, by the digests of pictures' files.
