@@ -50,7 +50,7 @@ pub struct EngineOptions {
 }
 
 /// A pool of so many threads, or one for each core.
-fn pool(threads: Option<usize>) -> Result<Arc<rayon::ThreadPool>> {
+pub(crate) fn pool(threads: Option<usize>) -> Result<Arc<rayon::ThreadPool>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or(cores);
     if threads == 0 {

@@ -9,6 +9,8 @@ use crosstune::demo::event::{DemoEvent, Phase};
 use crosstune::demo::recipe::Recipe;
 use crosstune::demo::report::DemoReport;
 use crosstune::demo::run::{DemoOptions, run};
+use crosstune::engine::EngineOptions;
+use crosstune::engine::vision::VisionEngine;
 use crosstune::error::{Error, Result};
 
 fn quick(folder: &Path, seed: u64) -> DemoOptions {
@@ -25,7 +27,13 @@ fn tiny(folder: &Path) -> DemoOptions {
     let recipe = &mut options.recipe;
     (recipe.n_pool, recipe.n_train, recipe.n_val, recipe.n_test) = (200, 12, 4, 20);
     (recipe.vocab, recipe.hidden, recipe.ffn, recipe.layers) = (400, 16, 24, 1);
+    (
+        recipe.vision.hidden,
+        recipe.vision.ffn,
+        recipe.vision.layers,
+    ) = (16, 24, 1);
     for stage in [
+        &mut recipe.vision.stage,
         &mut recipe.english,
         &mut recipe.distillation,
         &mut recipe.adaptation,
@@ -69,7 +77,7 @@ fn the_weakest_language_gains_in_the_mean_of_three_seeds() {
     for seed in 1..=3 {
         let folder = tempfile::tempdir().unwrap();
         let (report, phases, cached) = watch(&quick(folder.path(), seed));
-        assert!(phases.len() == 5 && !cached);
+        assert!(phases.len() == 6 && !cached);
         let row = report.weakest().unwrap();
         let english = &report.rows[0];
         let (before, first) = (row.before.mean_r1, english.before.mean_r1);
@@ -99,7 +107,7 @@ fn a_second_run_finds_the_model_and_the_same_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let options = tiny(folder.path());
     let (first, phases, cached) = watch(&options);
-    assert!(phases.len() == 5 && !cached);
+    assert!(phases.len() == 6 && !cached);
     let model = fs::read(folder.path().join("model/model.safetensors")).unwrap();
     let (second, phases, cached) = watch(&options);
     assert_eq!(phases, [Phase::ZeroShot, Phase::Adaptation]);
@@ -112,10 +120,12 @@ fn a_second_run_finds_the_model_and_the_same_numbers() {
         ..options.clone()
     };
     assert_eq!(numbers(&watch(&one_thread).0), numbers(&first));
+    let tower = |folder: &Path| fs::read(folder.join("vision/model.safetensors")).unwrap();
+    assert!(tower(&one_thread.folder) == tower(folder.path()));
 
     let other = DemoOptions { seed: 6, ..options };
     let (third, phases, cached) = watch(&other);
-    assert!(phases.len() == 5 && !cached);
+    assert!(phases.len() == 6 && !cached);
     assert_ne!(numbers(&third), numbers(&first));
     assert_ne!(
         fs::read(folder.path().join("model/model.safetensors")).unwrap(),
@@ -129,7 +139,12 @@ fn a_run_that_was_cut_short_is_cancelled_and_can_be_repeated() {
     let (want, ..) = watch(&tiny(whole.path()));
     let folder = tempfile::tempdir().unwrap();
     let options = tiny(folder.path());
-    for phase in [Phase::World, Phase::English, Phase::Distillation] {
+    for phase in [
+        Phase::World,
+        Phase::Vision,
+        Phase::English,
+        Phase::Distillation,
+    ] {
         let ended = |e: &DemoEvent| matches!(e, DemoEvent::Ended(p, _) if *p == phase);
         let error = stop_when(&options, ended).unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error}");
@@ -140,16 +155,19 @@ fn a_run_that_was_cut_short_is_cancelled_and_can_be_repeated() {
         Err(Error::Cancelled)
     ));
     let (report, phases, cached) = watch(&options);
-    assert!(phases.len() == 5 && !cached);
+    assert!(phases.len() == 6 && !cached);
     assert_eq!(numbers(&report), numbers(&want));
 
-    // A model that was damaged afterwards is made again, too.
-    let weights = folder.path().join("model/model.safetensors");
-    let bytes = fs::read(&weights).unwrap();
-    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    let (report, _, cached) = watch(&options);
-    assert!(!cached);
-    assert_eq!(numbers(&report), numbers(&want));
+    // A tower that was damaged afterwards is made again, too.
+    for tower in ["model", "vision"] {
+        let weights = folder.path().join(tower).join("model.safetensors");
+        let bytes = fs::read(&weights).unwrap();
+        fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+        let (report, _, cached) = watch(&options);
+        assert!(!cached, "{tower}");
+        assert_eq!(numbers(&report), numbers(&want));
+        assert_eq!(fs::read(&weights).unwrap(), bytes);
+    }
 }
 
 #[test]
@@ -167,6 +185,38 @@ fn the_folder_holds_a_page_and_data_that_stand_alone() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(adapters.len(), report.adapters);
+}
+
+/// What the demo says its features are made by makes them again, by another process and with another
+/// cache.
+#[test]
+fn the_vision_tower_in_the_folder_gives_the_same_features() {
+    let folder = tempfile::tempdir().unwrap();
+    let (report, ..) = watch(&tiny(folder.path()));
+    let path = |name: &str| folder.path().join(name);
+    let tower = VisionEngine::open(&path("vision"), None, EngineOptions::default()).unwrap();
+    let stored = tower.files().weights.checkpoint();
+    let elements = stored.names().map(|name| {
+        let shape = stored.tensor(name).unwrap().shape;
+        shape.iter().product::<usize>()
+    });
+    assert_eq!(elements.sum::<usize>(), report.tower.parameters);
+    assert!(report.tower.trained < report.tower.parameters);
+    assert_eq!((report.tower.pictures, tower.config().tokens()), (36, 17));
+
+    let mut command = assert_cmd::Command::cargo_bin("crosstune").unwrap();
+    command.arg("features").arg("--quiet");
+    for (option, name) in [
+        ("--vision", "vision"),
+        ("--images", "pictures"),
+        ("--cache", "other"),
+        ("--out", "again.safetensors"),
+    ] {
+        command.arg(option).arg(path(name));
+    }
+    command.assert().success();
+    let read = |name: &str| fs::read(path(name)).unwrap();
+    assert!(read("again.safetensors") == read("features.safetensors"));
 }
 
 #[test]

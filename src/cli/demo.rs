@@ -17,9 +17,12 @@ use super::term::{Interrupt, Progress};
     after_help = "Example: the demo with another world, then its page in a browser:
   crosstune demo --seed 2 --out demo2
   xdg-open demo2/report.html
-The folder's model/, world.jsonl and features.safetensors serve every other command too:
+The folder's model/, world.jsonl and features.safetensors serve every other command too; its vision/ made the
+features of its pictures/, and makes those of others:
   crosstune eval --model crosstune-demo/model --jsonl crosstune-demo/world.jsonl \\
-    --features crosstune-demo/features.safetensors --lang all"
+    --features crosstune-demo/features.safetensors --lang all
+  crosstune features --vision crosstune-demo/vision --images crosstune-demo/pictures \\
+    --out again.safetensors"
 )]
 pub struct Args {
     /// The demo's folder; a model that an earlier demo left there is used again.
@@ -37,6 +40,7 @@ pub struct Args {
 fn title(phase: Phase) -> &'static str {
     match phase {
         Phase::World => "rendering pictures, writing captions in six languages",
+        Phase::Vision => "teaching a small vision tower to see",
         Phase::English => "training the text tower on English captions",
         Phase::Distillation => "teaching it the other languages, from uneven data",
         Phase::ZeroShot => "measuring what it knows of each language",
@@ -111,6 +115,13 @@ fn table(r: &DemoReport) {
             gain(&row.routine1)
         );
     }
+    println!(
+        "the vision tower ({} parameters) finds the vector that it was taught first for {:.1} % of {} \
+         pictures that it never saw",
+        r.tower.parameters,
+        100.0 * r.tower.map_r1,
+        r.tower.pictures
+    );
     let seconds: f64 = r.speed.seconds.iter().sum();
     println!(
         "{} of {} parameters trained for each language and strategy ({:.2} %), {} adapters in one \

@@ -16,8 +16,10 @@ use crate::train::trainer::{Event, StepReport};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Pictures, captions, features, tokenizer and a random model.
+    /// Pictures, captions, tokenizer and a random model.
     World,
+    /// A small vision tower learns to see; from then on pictures' features are its own.
+    Vision,
     /// The model learns English from captions and pictures.
     English,
     /// It learns the other languages from its own English, some of them badly.
@@ -31,7 +33,7 @@ pub enum Phase {
 /// One event.
 #[derive(Clone, Debug)]
 pub enum DemoEvent {
-    /// The folder holds a finished model of the same seed and recipe: the first three phases are
+    /// The folder holds a finished model of the same seed and recipe: the first four phases are
     /// left out.
     Cached {
         /// The demo's folder.

@@ -1,8 +1,8 @@
-//! A fixed map from pixels to a feature vector: what an image tower is to the demo.
+//! A hand-made map from pixels to a feature vector: what the demo's vision tower is taught.
 //!
 //! Statistics on a 4 x 4 grid (mean colour, soft colour classes, edge orientations) are
 //! standardised over a calibration set, projected at random to [`D`] numbers and whitened, so that
-//! the cosine of two different pictures is about 0. Nothing is trained.
+//! the cosine of two different pictures is about 0. Nothing of the map itself is trained.
 
 use rayon::prelude::*;
 

@@ -53,7 +53,8 @@ fn page(report: &DemoReport, pictures: &str) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>crosstune demo</title>\n<style>{BASE}{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <header><p class=\"kicker\">crosstune demo &middot; seed {}</p>\n<h1>{headline}</h1>\n\
-         <p class=\"lead\">A small multilingual text tower learnt to describe pictures, English \
+         <p class=\"lead\">A small vision tower learnt to see, and a small multilingual text tower to \
+         describe what it sees, English \
          first and the other languages from uneven translations. It was then frozen, and the \
          languages that it knew least got an adapter each, of {} parameters ({share:.2}&nbsp;% of the model), trained on \
          {train} captioned pictures.</p></header>\n\
@@ -190,19 +191,23 @@ fn table(report: &DemoReport) -> String {
 
 fn facts(report: &DemoReport) -> String {
     let (world, speed) = (&report.world, &report.speed);
-    let [make, english, distillation, zero_shot, adaptation] = speed.seconds;
+    let [make, vision, english, distillation, zero_shot, adaptation] = speed.seconds;
     let model = match speed.cached {
         true => "from an earlier run",
         false => "now",
     };
     format!(
-        "<dl>\n<div><dt>Model</dt><dd>{} parameters, {} pieces of vocabulary; made {model}</dd>\
+        "<dl>\n<div><dt>Vision tower</dt><dd>{} parameters, taught by a hand-made map; for {:.1} % of {} \
+         pictures that it never saw its feature finds the map's vector first</dd></div>\n<div><dt>Model</dt><dd>{} parameters, {} pieces of vocabulary; made {model}</dd>\
          </div>\n\
          <div><dt>Adapters</dt><dd>{} of {} parameters ({:.2} %), all in one run</dd></div>\n\
          <div><dt>Speed</dt><dd>{} tokens a second on {} threads</dd></div>\n\
          <div><dt>World</dt><dd>{} scenes to pre-train on, {} to adapt on, {} to test on</dd></div>\n\
-         <div><dt>Seconds</dt><dd>world {make:.0}, English {english:.0}, distillation \
+         <div><dt>Seconds</dt><dd>world {make:.0}, vision {vision:.0}, English {english:.0}, distillation \
          {distillation:.0}, zero-shot {zero_shot:.0}, adaptation {adaptation:.0}</dd></div>\n</dl>",
+        thousands(report.tower.parameters),
+        report.tower.map_r1 * 100.0,
+        thousands(report.tower.pictures),
         thousands(report.parameters),
         world.vocab,
         report.adapters,

@@ -1,8 +1,8 @@
 //! The small world of `crosstune demo`: pictures, captions in six languages and uneven machine
 //! translations, all made from a seed, so that the demo needs no download and no data folder.
 //!
-//! A [`scene::Scene`] is drawn, rendered ([`render`]) and mapped to a feature vector by a fixed map
-//! ([`features`]). A [`grammar`] over a [`lexicon`] describes it ([`captions`]), and the same
+//! A [`scene::Scene`] is drawn and rendered ([`render`]). A small vision tower is taught to give the
+//! picture the feature that a hand-made map ([`features`]) has for it. A [`grammar`] over a [`lexicon`] describes it ([`captions`]), and the same
 //! grammar with mistakes ([`translate`]) stands in for machine translation. [`world::World`] puts
 //! these together and [`tokenizer`] gives the captions a sub-word vocabulary.
 
@@ -22,6 +22,9 @@ pub mod report;
 pub mod rng;
 pub mod run;
 pub mod scene;
+pub mod sight;
 pub mod tokenizer;
+mod tower;
 pub mod translate;
+mod vision;
 pub mod world;

@@ -18,7 +18,7 @@ use crate::weights::write::{OutTensor, write_atomic, write_safetensors};
 pub(super) type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// BERT's deviation of 0.02 at 768 channels; narrower models get the same gain.
-fn deviation(hidden: usize) -> f32 {
+pub(super) fn deviation(hidden: usize) -> f32 {
     0.02 * (768.0 / hidden as f32).sqrt()
 }
 

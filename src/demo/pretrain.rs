@@ -13,17 +13,18 @@ use serde::{Deserialize, Serialize};
 
 use super::captions::Language;
 use super::event::{DemoEvent, Phase, Teller};
+use super::features::D;
 use super::model::{Tensors, random, write_config, write_json, write_weights};
 use super::png::to_png;
 use super::recipe::{Recipe, Stage};
 use super::run::DemoOptions;
+use super::sight::{TowerReport, give_sight, is_whole};
 use super::tokenizer;
 use super::world::{World, write_jsonl};
 use crate::adapter::Adapter;
 use crate::bad_input;
 use crate::data::Role;
-use crate::data::features::Features;
-use crate::engine::{Engine, EngineOptions, TextEncoder};
+use crate::engine::{Engine, EngineOptions, TextEncoder, pool};
 use crate::error::{Error, Result};
 use crate::ops::philox::Stream;
 use crate::train::config::Shared;
@@ -33,7 +34,7 @@ use crate::train::trainer::{Member, Trainer};
 use crate::weights::write::write_atomic;
 
 /// Changes when the same seed and recipe would give another model.
-const FORMAT: &str = "crosstune demo 1";
+const FORMAT: &str = "crosstune demo 2";
 
 /// What a folder holds: written unfinished before anything else, finished after everything else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,8 +49,10 @@ pub(super) struct Stamp {
     pub(super) vocab: usize,
     /// Captions that each language was pre-trained on, in the order of [`Language::ALL`].
     pub(super) captions: Vec<usize>,
-    /// Seconds of world, English and distillation when they were made.
-    pub(super) seconds: [f64; 3],
+    /// What became of the vision tower.
+    pub(super) tower: TowerReport,
+    /// Seconds of world, vision, English and distillation when they were made.
+    pub(super) seconds: [f64; 4],
 }
 
 /// Opens the folder's model, made now if it is not there yet; says whether it was.
@@ -85,7 +88,7 @@ fn cached(options: &DemoOptions, engine: EngineOptions) -> Result<Option<(Engine
     let same = stamp.format == FORMAT && stamp.seed == options.seed;
     let whole = || {
         let data = ["world.jsonl", "features.safetensors"];
-        data.iter().all(|name| folder.join(name).is_file())
+        data.iter().all(|name| folder.join(name).is_file()) && is_whole(folder, engine)
     };
     if !(stamp.finished && same && stamp.recipe.gives_the_model_of(&options.recipe) && whole()) {
         return Ok(None);
@@ -126,13 +129,18 @@ fn make(
         parameters: 0,
         vocab: 0,
         captions: vec![],
-        seconds: [0.0; 3],
+        tower: TowerReport::default(),
+        seconds: [0.0; 4],
     };
     write_json(&folder.join("demo.json"), &stamp)?;
 
     let made = teller.phase(Phase::World, |_| make_world(options, engine))?;
-    let world;
+    let mut world;
     ((world, stamp.vocab), stamp.seconds[0]) = made;
+
+    (stamp.tower, stamp.seconds[1]) = teller.phase(Phase::Vision, |teller| {
+        give_sight(options, engine, &mut world, teller)
+    })?;
 
     let (teacher, seconds) = teller.phase(Phase::English, |teller| {
         let engine = Engine::open(&model, engine)?;
@@ -145,7 +153,7 @@ fn make(
             (Phase::English, teller),
         )
     })?;
-    stamp.seconds[1] = seconds;
+    stamp.seconds[2] = seconds;
     write_weights(&model, &teacher)?;
 
     let (student, seconds) = teller.phase(Phase::Distillation, |teller| {
@@ -160,7 +168,7 @@ fn make(
             (Phase::Distillation, teller),
         )
     })?;
-    stamp.seconds[2] = seconds;
+    stamp.seconds[3] = seconds;
     write_weights(&model, &student)?;
 
     stamp.parameters = student.iter().map(|(_, _, values)| values.len()).sum();
@@ -176,25 +184,8 @@ fn make(
 /// Draws the world and writes its data and a random model; gives the size of the vocabulary too.
 fn make_world(options: &DemoOptions, engine: EngineOptions) -> Result<(World, usize)> {
     let (folder, recipe) = (&options.folder, &options.recipe);
-    let threads = engine.threads.unwrap_or(0);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Run(format!("{threads} threads can't be started: {e}")))?;
-    let world = pool.install(|| World::new(&recipe.world(options.seed)));
+    let world = pool(engine.threads)?.install(|| World::new(&recipe.world(options.seed)));
     write_jsonl(&folder.join("world.jsonl"), &world.items)?;
-    let dim = world.items.first().map_or(0, |item| item.features.len());
-    let features = Features {
-        names: world.items.iter().map(|item| item.image.clone()).collect(),
-        dim,
-        values: world
-            .items
-            .iter()
-            .flat_map(|i| &i.features)
-            .copied()
-            .collect(),
-    };
-    features.save(&folder.join("features.safetensors"))?;
     write_pictures(&folder.join("pictures"), &world)?;
 
     let model = folder.join("model");
@@ -204,7 +195,7 @@ fn make_world(options: &DemoOptions, engine: EngineOptions) -> Result<(World, us
         out.write_all(text.as_bytes())
     })?;
     // The table has the recipe's rows whether or not the texts fill them.
-    let sizes = recipe.sizes(recipe.vocab, dim);
+    let sizes = recipe.sizes(recipe.vocab, D);
     write_config(&model, recipe, &sizes)?;
     write_weights(&model, &random(&sizes, options.seed))?;
     let vocab = Engine::open(&model, engine)?.tokenizer()?.0.vocab_size();

@@ -18,6 +18,8 @@ pub struct Recipe {
     pub n_val: usize,
     /// Items that recall is measured on.
     pub n_test: usize,
+    /// The vision tower, and how it learns to see.
+    pub vision: VisionRecipe,
     /// The most pieces of the vocabulary.
     pub vocab: usize,
     /// Channels C.
@@ -44,6 +46,21 @@ pub struct Recipe {
     pub adaptation: Stage,
 }
 
+/// A vision tower's sizes and its training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VisionRecipe {
+    /// Channels C.
+    pub hidden: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Attention heads: one a patch lets the class token read each place in its own way.
+    pub heads: usize,
+    /// Channels of the feed-forward network.
+    pub ffn: usize,
+    /// The pool's pictures meet the hand-made map's vectors.
+    pub stage: Stage,
+}
+
 /// How a stage is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
@@ -68,6 +85,18 @@ impl Recipe {
             n_train: 600,
             n_val: 50,
             n_test: 250,
+            vision: VisionRecipe {
+                hidden: 96,
+                layers: 2,
+                heads: 16,
+                ffn: 192,
+                stage: Stage {
+                    epochs: 4,
+                    batch: 32,
+                    lr: 8e-3,
+                    warmup: 40,
+                },
+            },
             vocab: 1000,
             hidden: 128,
             layers: 2,
@@ -109,6 +138,11 @@ impl Recipe {
             n_test: 200,
             hidden: 64,
             ffn: 128,
+            vision: VisionRecipe {
+                hidden: 64,
+                ffn: 128,
+                ..full.vision
+            },
             english: short(full.english),
             distillation: short(full.distillation),
             n_adapted: 1,

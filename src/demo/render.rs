@@ -4,6 +4,8 @@ use std::f32::consts::{PI, TAU};
 
 use super::rng::Rng;
 use super::scene::{Background, Colour, Object, Relation, Scene, Shape, Size};
+use crate::error::Result;
+use crate::image;
 
 /// Width and height of a picture in pixels.
 pub const SIDE: usize = 64;
@@ -21,6 +23,14 @@ impl Picture {
     /// The samples, `(SIDE, SIDE, 3)`.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
+    }
+
+    /// As a decoded picture, which a tower's preprocessing takes.
+    ///
+    /// # Errors
+    /// None: the sides fit the samples.
+    pub fn to_image(&self) -> Result<image::Picture> {
+        image::Picture::new(SIDE, SIDE, self.pixels.clone())
     }
 }
 

@@ -6,6 +6,7 @@ use super::adapt::{Adapted, STRATEGIES};
 use super::captions::Language;
 use super::pretrain::Stamp;
 use super::run::DemoOptions;
+use super::sight::TowerReport;
 use crate::eval::retrieval::Recall;
 
 /// The demo's results.
@@ -15,6 +16,8 @@ pub struct DemoReport {
     pub seed: u64,
     /// A row for each language, English first.
     pub rows: Vec<LanguageRow>,
+    /// The vision tower.
+    pub tower: TowerReport,
     /// Parameters of the model.
     pub parameters: usize,
     /// Trainable parameters of one adapter.
@@ -79,8 +82,8 @@ pub struct Speed {
     pub tokens_per_second: f64,
     /// Threads.
     pub threads: usize,
-    /// Seconds of world, English, distillation, zero-shot recall and adaptation.
-    pub seconds: [f64; 5],
+    /// Seconds of world, vision, English, distillation, zero-shot recall and adaptation.
+    pub seconds: [f64; 6],
 }
 
 impl From<&Recall> for Scores {
@@ -98,7 +101,7 @@ impl DemoReport {
         options: &DemoOptions,
         stamp: &Stamp,
         (before, adapted): (&[Recall], &Adapted),
-        (seconds, threads, cached): ([f64; 5], usize, bool),
+        (seconds, threads, cached): ([f64; 6], usize, bool),
     ) -> DemoReport {
         let rows = Language::ALL
             .into_iter()
@@ -120,6 +123,7 @@ impl DemoReport {
         DemoReport {
             seed: options.seed,
             rows,
+            tower: stamp.tower.clone(),
             parameters: stamp.parameters,
             trainable: adapted.parameters,
             trainable_share: adapted.parameters as f64 / stamp.parameters as f64,

@@ -38,9 +38,9 @@ impl DemoOptions {
     }
 }
 
-/// Runs the demo. Its folder then holds `model/`, `world.jsonl`, `features.safetensors`,
-/// `pictures/`, `adapters/`, `report.json` and `report.html`; the model is kept for the next run,
-/// and made again if the seed or the recipe is another one or an earlier run was cut short.
+/// Runs the demo. Its folder then holds `model/`, `vision/`, `world.jsonl`,
+/// `features.safetensors`, `pictures/`, `cache/`, `adapters/`, `report.json` and `report.html`; both
+/// towers are kept for the next run, and made again if the seed or the recipe is another one or an earlier run was cut short.
 ///
 /// # Errors
 /// [`Error::Cancelled`](crate::error::Error::Cancelled) when the callback breaks; a folder that
@@ -71,6 +71,7 @@ pub fn run(
         stamp.seconds[0],
         stamp.seconds[1],
         stamp.seconds[2],
+        stamp.seconds[3],
         seconds,
         adapting,
     ];

@@ -50,10 +50,18 @@ pub enum Split {
 pub struct PoolItem {
     /// What the picture shows.
     pub scene: Scene,
-    /// The picture's features, `(D)`, of unit length.
+    /// The picture's features, `(D)`: the map's, of unit length, until a tower's take their place.
     pub features: Vec<f32>,
+    picture_seed: u64,
     native: [String; N_LANGUAGES],
     translated: [String; N_LANGUAGES],
+}
+
+impl PoolItem {
+    /// The picture that the features were taken from.
+    pub fn picture(&self) -> Picture {
+        render(&self.scene, self.picture_seed)
+    }
 }
 
 /// One pair for distillation: the same content in English and in another language.
@@ -76,7 +84,7 @@ pub struct Item {
     pub image: String,
     /// What the picture shows.
     pub scene: Scene,
-    /// The picture's features, `(D)`, of unit length.
+    /// The picture's features, `(D)`: the map's, of unit length, until a tower's take their place.
     pub features: Vec<f32>,
     /// What the item is for.
     pub split: Split,
@@ -177,6 +185,15 @@ impl World {
         }
     }
 
+    /// Puts a tower's features of the pool's pictures (n_pool, dim) and of the items' (n_items, dim) in
+    /// the place of those that were there.
+    pub fn replace_features(&mut self, dim: usize, pool: &[f32], items: &[f32]) {
+        let rows = self.pool.iter_mut().zip(pool.chunks_exact(dim));
+        rows.for_each(|(item, row)| item.features = row.to_vec());
+        let rows = self.items.iter_mut().zip(items.chunks_exact(dim));
+        rows.for_each(|(item, row)| item.features = row.to_vec());
+    }
+
     /// The items of one split.
     pub fn split(&self, split: Split) -> impl Iterator<Item = &Item> {
         self.items.iter().filter(move |item| item.split == split)
@@ -207,7 +224,8 @@ impl World {
 
 fn pool_item(features: &FeatureMap, scene: Scene, seed: u64, index: usize) -> PoolItem {
     let rng = &mut Rng::stream(seed ^ 0x706f_6f6c, index as u64);
-    let features = features.features(&render(&scene, rng.next_u64()));
+    let picture_seed = rng.next_u64();
+    let features = features.features(&render(&scene, picture_seed));
     let plan = Plan::draw(&scene, rng);
     let native = Language::ALL.map(|language| realise(&plan, language, Style::Native, rng));
     let mut translated =
@@ -216,6 +234,7 @@ fn pool_item(features: &FeatureMap, scene: Scene, seed: u64, index: usize) -> Po
     PoolItem {
         scene,
         features,
+        picture_seed,
         native,
         translated,
     }
@@ -330,6 +349,22 @@ mod tests {
         let world = World::new(&CONFIG);
         let item = &world.items[3];
         assert_eq!(world.features.features(&item.picture()), item.features);
+    }
+
+    #[test]
+    fn a_towers_features_take_the_place_of_the_maps() {
+        let mut world = World::new(&CONFIG);
+        let pool: Vec<f32> = (0..300).map(|x| x as f32).collect();
+        let items: Vec<f32> = (0..135).map(|x| -(x as f32)).collect();
+        let pictures = [world.pool[7].picture(), world.items[7].picture()];
+        world.replace_features(3, &pool, &items);
+        let pair = world.pool_pairs(Language::Ko).nth(7);
+        assert_eq!(pair.map(|p| p.features), Some(&[21.0, 22.0, 23.0][..]));
+        assert_eq!(world.items[44].features, [-132.0, -133.0, -134.0]);
+        assert_eq!(
+            pictures,
+            [world.pool[7].picture(), world.items[7].picture()]
+        );
     }
 
     #[test]
