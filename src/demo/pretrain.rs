@@ -88,7 +88,7 @@ fn cached(options: &DemoOptions, engine: EngineOptions) -> Result<Option<(Engine
     let same = stamp.format == FORMAT && stamp.seed == options.seed;
     let whole = || {
         let data = ["world.jsonl", "features.safetensors"];
-        data.iter().all(|name| folder.join(name).is_file()) && is_whole(folder, engine)
+        data.iter().all(|name| folder.join(name).is_file()) && is_whole(folder)
     };
     if !(stamp.finished && same && stamp.recipe.gives_the_model_of(&options.recipe) && whole()) {
         return Ok(None);

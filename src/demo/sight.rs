@@ -7,10 +7,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::event::Teller;
+use super::model::Tensors;
 use super::render::{Picture, SIDE};
 use super::run::DemoOptions;
 use super::vision::teach;
-use super::world::World;
+use super::world::{PoolItem, World};
 use super::{tower, vision};
 use crate::data::features::Features;
 use crate::engine::vision::VisionEngine;
@@ -97,8 +98,9 @@ impl Sight {
 }
 
 /// Whether a folder has a tower that can be opened.
-pub(super) fn is_whole(folder: &Path, options: EngineOptions) -> bool {
-    Sight::open(folder, options).is_ok()
+pub(super) fn is_whole(folder: &Path) -> bool {
+    let path = folder.join("vision");
+    VisionFiles::open(&path, None).is_ok() && Preprocess::read(&path, || Ok(SIDE)).is_ok()
 }
 
 /// Teaches a tower what the map sees in the pool's pictures, writes it, and gives every picture of the
@@ -112,7 +114,7 @@ pub(super) fn give_sight(
     let folder = &options.folder;
     let threads = pool(engine.threads)?;
     let pictures: Vec<Picture> =
-        threads.install(|| world.pool.par_iter().map(|item| item.picture()).collect());
+        threads.install(|| world.pool.par_iter().map(PoolItem::picture).collect());
     let (config, tensors) = teach(options, (world, &pictures), &threads, teller)?;
     tower::write(&folder.join("vision"), &config, &tensors)?;
 
@@ -122,23 +124,66 @@ pub(super) fn give_sight(
     let items = sight.of_folder(folder, &names)?;
     let metadata = origin(sight.engine.files(), &sight.preprocess, &sight.key)?;
     items.save_with(&folder.join("features.safetensors"), Dtype::F32, metadata)?;
-
-    let map: Vec<f32> = world
-        .items
-        .iter()
-        .flat_map(|item| &item.features)
-        .copied()
-        .collect();
-    let recall = retrieval(&map, &items.values, items.len(), items.dim)?;
+    let report = measure(world, &items, &tensors)?;
     world.replace_features(items.dim, &of_pool, &items.values);
-    let counts = |keep: &dyn Fn(&str) -> bool| {
+    Ok(report)
+}
+
+/// What the tower's features of the items are worth beside the map's, which the world still has.
+fn measure(world: &World, items: &Features, tensors: &Tensors) -> Result<TowerReport> {
+    let rows = world.items.iter().flat_map(|item| &item.features);
+    let map: Vec<f32> = rows.copied().collect();
+    let recall = retrieval(&map, &items.values, items.len(), items.dim)?;
+    let elements = |keep: fn(&str) -> bool| {
         let kept = tensors.iter().filter(|(name, ..)| keep(name));
         kept.map(|(_, _, values)| values.len()).sum()
     };
     Ok(TowerReport {
-        parameters: counts(&|_| true),
-        trained: counts(&tower::trained),
+        parameters: elements(|_| true),
+        trained: elements(tower::trained),
         pictures: items.len(),
         map_r1: recall.i2t[0],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::png::to_png;
+    use crate::demo::recipe::Recipe;
+
+    /// What a picture is seen as depends neither on its way to the tower nor on its company.
+    #[test]
+    fn pictures_in_memory_and_in_files_look_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = DemoOptions::new(dir.path());
+        let recipe = &mut options.recipe;
+        *recipe = Recipe::quick();
+        (recipe.n_pool, recipe.n_train, recipe.n_val, recipe.n_test) = (40, 9, 0, 3);
+        (recipe.vision.hidden, recipe.vision.stage.epochs) = (16, 1);
+        let mut world = World::new(&recipe.world(2));
+        let map = world.items[5].features.clone();
+        std::fs::create_dir(dir.path().join("pictures")).unwrap();
+        for item in &world.items {
+            let path = dir.path().join("pictures").join(&item.image);
+            std::fs::write(path, to_png(&item.picture()).unwrap()).unwrap();
+        }
+        let teller = &mut Teller {
+            on_event: &mut |_| ControlFlow::Continue(()),
+        };
+        let engine = EngineOptions::default();
+        let report = give_sight(&options, engine, &mut world, teller).unwrap();
+        assert_eq!(report.pictures, 12);
+        assert!(world.items[5].features != map && is_whole(dir.path()));
+
+        let features = Features::load(&dir.path().join("features.safetensors")).unwrap();
+        let mut sight = Sight::open(dir.path(), engine).unwrap();
+        for (i, item) in world.items.iter().enumerate() {
+            assert_eq!(features.names[i], item.image);
+            assert_eq!(features.row(i), item.features);
+            assert_eq!(sight.of_memory(&[item.picture()]).unwrap(), item.features);
+        }
+        let item = &world.pool[17];
+        assert_eq!(sight.of_memory(&[item.picture()]).unwrap(), item.features);
+    }
 }

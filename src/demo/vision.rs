@@ -34,7 +34,7 @@ use crate::weights::vision::VisionConfig;
 /// Pictures that the patches' embedding is scaled by.
 const N_CALIBRATION: usize = 256;
 
-/// Length of a target: that of [`D`] numbers of unit variance, which is what a new tower gives.
+/// Length of a target: that of 64 numbers of unit variance, which is what a new tower gives.
 const GAIN: f32 = 8.0;
 
 /// The graph of a step: tower, objective, backward and optimiser.
