@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use crosstune::bad_input;
 use crosstune::data::features::Features;
-use crosstune::device::DeviceChoice;
 use crosstune::engine::vision::VisionEngine;
 use crosstune::error::Error;
 use crosstune::image::PassOrder;
@@ -84,11 +83,7 @@ impl VisionArgs {
         };
         let files = VisionFiles::open(&folder, Some(preprocess.crop))?;
         let engine = VisionEngine::new(files, compute.options())?;
-        let numbers = match engine.device() {
-            DeviceChoice::Cpu | DeviceChoice::Auto => "f32",
-            DeviceChoice::Cuda(_) | DeviceChoice::Vm(_) => "f16",
-        };
-        let key = key(engine.files(), &preprocess, numbers)?;
+        let key = key(&engine, &preprocess)?;
         let dim = engine.config().embed_dim;
         let cache = FeatureCache::open(&self.folder()?, &key, dim, |path| {
             eprintln!(

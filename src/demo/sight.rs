@@ -50,9 +50,10 @@ impl Sight {
         let path = folder.join("vision");
         let preprocess = Preprocess::read(&path, || Ok(SIDE))?;
         let files = VisionFiles::open(&path, Some(preprocess.crop))?;
-        let key = key(&files, &preprocess, "f32")?;
+        let engine = VisionEngine::new(files, options)?;
+        let key = key(&engine, &preprocess)?;
         Ok(Sight {
-            engine: VisionEngine::new(files, options)?,
+            engine,
             preprocess,
             key,
         })

@@ -16,6 +16,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::preprocess::Preprocess;
 use crate::bad_input;
+use crate::device::DeviceChoice;
+use crate::engine::vision::VisionEngine;
 use crate::error::{Error, Result};
 use crate::weights::vision::VisionFiles;
 
@@ -33,17 +35,20 @@ pub fn digest(bytes: &[u8]) -> Digest {
 }
 
 /// The digest of all that the feature of a picture depends on: the tower's file and settings, the
-/// preprocessing, and whether it is computed in f32 or f16.
-pub fn key(tower: &VisionFiles, preprocess: &Preprocess, numbers: &str) -> Result<Digest> {
+/// preprocessing, and whether it is computed in f32 or, on a device, in f16.
+pub fn key(tower: &VisionEngine, preprocess: &Preprocess) -> Result<Digest> {
     let json = |value: serde_json::Result<String>| {
         value.map_err(|e| Error::Run(format!("settings can't be written as JSON: {e}")))
     };
     let mut all = Sha256::new();
     all.update(MAGIC);
-    all.update(&tower.weights.checkpoint().map()[..]);
-    all.update(json(serde_json::to_string(&tower.config))?);
+    all.update(&tower.files().weights.checkpoint().map()[..]);
+    all.update(json(serde_json::to_string(tower.config()))?);
     all.update(json(serde_json::to_string(preprocess))?);
-    all.update(numbers);
+    all.update(match tower.device() {
+        DeviceChoice::Cpu | DeviceChoice::Auto => "f32",
+        DeviceChoice::Cuda(_) | DeviceChoice::Vm(_) => "f16",
+    });
     Ok(all.finalize().into())
 }
 
