@@ -105,7 +105,7 @@ impl Recipe {
             noise: 1.0,
             n_adapted: 3,
             rank: 2,
-            ratio: 3.0,
+            ratio: 1.0,
             english: Stage {
                 epochs: 8,
                 batch: 64,
@@ -113,15 +113,15 @@ impl Recipe {
                 warmup: 40,
             },
             distillation: Stage {
-                epochs: 3,
+                epochs: 2,
                 batch: 64,
                 lr: 2e-3,
                 warmup: 20,
             },
             adaptation: Stage {
-                epochs: 6,
+                epochs: 10,
                 batch: 25,
-                lr: 3e-3,
+                lr: 6e-3,
                 warmup: 5,
             },
         }
@@ -144,7 +144,14 @@ impl Recipe {
                 ..full.vision
             },
             english: short(full.english),
-            distillation: short(full.distillation),
+            distillation: Stage {
+                epochs: 3,
+                ..short(full.distillation)
+            },
+            adaptation: Stage {
+                epochs: 6,
+                ..full.adaptation
+            },
             n_adapted: 1,
             ..full
         }

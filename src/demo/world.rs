@@ -131,9 +131,9 @@ pub fn pool_share(language: Language) -> f64 {
         Language::En => 1.0,
         Language::De => 0.6,
         Language::Fr => 0.45,
-        Language::Es => 0.3,
-        Language::Tr => 0.25,
-        Language::Ko => 0.2,
+        Language::Es => 0.2,
+        Language::Tr => 0.16,
+        Language::Ko => 0.12,
     }
 }
 
@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(sizes, [20, 10, 15]);
         assert_eq!(
             Language::ALL.map(|l| world.pool_pairs(l).count()),
-            [100, 60, 45, 30, 25, 20]
+            [100, 60, 45, 20, 16, 12]
         );
         assert!(world.items.iter().all(|item| item.features.len() == D));
         let again = World::new(&CONFIG);
