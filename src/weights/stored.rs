@@ -1,5 +1,5 @@
-//! A checkpoint's tensors under the names of a graph's values, where the two differ: fused, transposed
-//! or scaled.
+//! A checkpoint's tensors under the names of a graph's values, where the two differ: fused, transposed,
+//! scaled or resampled.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, shape_text};
 use super::view::TensorView;
+use super::vision::resample::resampled;
 use crate::bad_input;
 use crate::error::Result;
 use crate::exec::{Frozen, FrozenTensor};
@@ -24,6 +25,8 @@ pub enum How {
     Transposed,
     /// Each row times the number of that row in another tensor.
     Scaled(String),
+    /// A vision tower's table of places, for squares of the first side, as one for squares of the second.
+    Resampled(usize, usize),
 }
 
 /// Where a value lies.
@@ -83,6 +86,12 @@ impl Stored {
                     let rows = values.chunks_exact_mut(width.max(1));
                     rows.zip(&by)
                         .for_each(|(row, by)| row.iter_mut().for_each(|x| *x *= by));
+                    made.insert(place.value.clone(), Arc::new(values));
+                }
+                How::Resampled(from, to) => {
+                    let table = checkpoint.tensor(&place.tensor)?.to_f32();
+                    let channels = place.shape[place.shape.len() - 1];
+                    let values = resampled(&table, channels, (*from, *to));
                     made.insert(place.value.clone(), Arc::new(values));
                 }
             }

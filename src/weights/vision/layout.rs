@@ -95,17 +95,27 @@ impl Layout {
             Layout::Dino => dims::<3>(weights, &table)?[1],
             _ => dims::<2>(weights, &table)?[0],
         };
-        let grid = grid_of(weights, &table, rows)?;
-        if let Some(side) = side.filter(|side| *side != grid * patch) {
-            return Err(bad_input!(
-                "{}: {table} is for pictures of {} x {}, but its preprocessing makes {side} x {side}; \
-                 tables are not resampled here: add one called {}_{side}",
-                weights.path().display(),
-                grid * patch,
-                grid * patch,
-                Layout::Dino.position(),
-            ));
-        }
+        let own = grid_of(weights, &table, rows)?;
+        let grid = match side {
+            // DINOv2 resamples its table, as Hugging Face's does.
+            Some(side) if self == Layout::Dino && side > 0 && side.is_multiple_of(patch) => {
+                side / patch
+            }
+            Some(side) if side != own * patch => {
+                let expected = match self {
+                    Layout::Dino => format!("a multiple of {patch}"),
+                    _ => "pictures of that size: CLIP resamples no table".into(),
+                };
+                return Err(bad_input!(
+                    "{}: {table} is for pictures of {} x {}, but its preprocessing makes {side} x \
+                     {side}, expected {expected}",
+                    weights.path().display(),
+                    own * patch,
+                    own * patch,
+                ));
+            }
+            _ => own,
+        };
         let projection = match self {
             Layout::HuggingFace if weights.get(names::PROJECTION).is_some() => {
                 Some(dims::<2>(weights, names::PROJECTION)?[0])
@@ -185,6 +195,15 @@ impl Layout {
     fn embeddings(self, c: &VisionConfig, weights: &Checkpoint) -> Vec<Place> {
         let patch = [c.hidden, 3, c.patch, c.patch];
         let table = self.table(weights, Some(c.image_size()));
+        // Its rows were looked at when the sizes were read.
+        let own = match dims::<3>(weights, &table) {
+            Ok([_, rows, _]) if self == Layout::Dino => grid_of(weights, &table, rows).ok(),
+            _ => None,
+        };
+        let (own, how) = match own {
+            Some(own) if own != c.grid => (own, How::Resampled(own, c.grid)),
+            _ => (c.grid, How::Whole),
+        };
         let (class, class_dims, table_dims) = match self {
             Layout::HuggingFace => (names::CLASS, vec![c.hidden], vec![c.tokens(), c.hidden]),
             Layout::OpenAi => (
@@ -195,13 +214,16 @@ impl Layout {
             Layout::Dino => (
                 "embeddings.cls_token",
                 vec![1, 1, c.hidden],
-                vec![1, c.tokens(), c.hidden],
+                vec![1, own * own + 1, c.hidden],
             ),
         };
         let mut out = vec![
             Place::whole(names::PATCH, self.patch(), &patch),
             Place::whole(names::CLASS, class, &class_dims),
-            Place::whole(names::POSITION, table, &table_dims),
+            Place {
+                how,
+                ..Place::whole(names::POSITION, table, &table_dims)
+            },
         ];
         if c.patch_bias {
             let bias = "embeddings.patch_embeddings.projection.bias";

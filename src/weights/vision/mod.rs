@@ -2,6 +2,7 @@
 //! DINOv2's. All is checked before anything is computed.
 
 pub(super) mod layout;
+pub(super) mod resample;
 pub(super) mod settings;
 
 use std::path::{Path, PathBuf};
