@@ -1,14 +1,14 @@
 // Word, position and token type embeddings, layer norm and dropout in one.
 //
-// Computes  z = word[id] + position[place] + token_type[type] (nothing where that is null); in slot s of a soft prompt, prompt[s]
-//           of the member stands in place of word[id];
+// Computes  z = word[id] + position[place] + token_type[type], without the last where that is null;
+//           in slot s of a soft prompt, prompt[s] of the member stands in place of word[id];
 //           out = drop((z - mean) rstd weight + bias),  rstd = (var + eps)^-1/2.
 //           For the gradient, z rounded, its stats, and d = drop(dout): dz, dweight and dbias are
 //           layer_norm_backward's of it;  dtable_g[row] = sum of dz over member g's tokens that
 //           take the row.
 // Arguments word (V, C), position (P, C), token_type (K, C) f16; prompt (G, n_slots, C) f32, null
-//           where n_slots is 0; out sum z d dout (T, C) f16; stats (T, 2) f32: mean, rstd; weight bias
-//           (C) or (G, C) f16 or f32; dtable (G, R, C) f32 of one table, or the prompt, with R
+//           where n_slots is 0; out sum z d dout (T, C) f16; stats (T, 2) f32: mean, rstd; weight
+//           bias (C) or (G, C) f16 or f32; dtable (G, R, C) f32 of one table, or the prompt, with R
 //           rows; step StepParams, tokens (T) TokenParams, ids (T) TokenIds.
 // Layout    Rows of f16 tables and of (T, C) lie `ld` halves apart, a multiple of 8; all pointers at
 //           16 bytes; columns C..ld are zero where read and written as zero. d may be dout.

@@ -1,7 +1,7 @@
 // Residual, dropout and layer norm in one; alone where there is no residual.
 //
-// Computes  z = resid + drop(inp), or z = inp where resid is null;  out = (z - mean) rstd weight + bias,  rstd = (var + eps)^-1/2
-//           of z before it is rounded; stats are of what is stored.
+// Computes  z = resid + drop(inp), or z = inp where resid is null;  out = (z - mean) rstd weight +
+//           bias,  rstd = (var + eps)^-1/2 of z before it is rounded; stats are of what is stored.
 //           With xhat = (z - mean) rstd, d = dout weight:
 //           dz = rstd (d - mean(d) - xhat mean(d xhat)),  dinp = drop(dz),
 //           dweight = sum of dout xhat,  dbias = sum of dout over a member's rows.
@@ -11,7 +11,8 @@
 //           tokens or texts. With dropout they are tokens.
 // Layout    Rows of (rows, C) lie `ld` halves apart, a multiple of 8 and at least C, 16-byte aligned;
 //           columns C..ld are zero where read and written as zero. z may be inp, dz may be dout.
-// Writes    = z (unless resid is null), stats, out, dz, dinp (null: not wanted), partials; += dweight, dbias.
+// Writes    = z (unless resid is null), stats, out, dz, dinp (null: not wanted), partials;
+//           += dweight, dbias.
 // Source    Ba, Kiros and Hinton, "Layer normalization" (2016); dropout by Philox counters.
 #include "param.cuh"
 #include "philox.cuh"

@@ -222,6 +222,23 @@ fn pictures_have_the_features_of_the_cpu() {
     }
 }
 
+/// Rows stay in registers.
+#[test]
+fn a_tower_that_is_too_wide_is_refused() {
+    let tower = Tower {
+        hidden: 1544,
+        heads: 193,
+        ..LEAST
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let files = [("config.json", tower.config())];
+    write(dir.path(), &files, &tower.tensors());
+    let opened = VisionEngine::open(dir.path(), None, options(choice(VmArena::Packed)));
+    let error = opened.err().expect("refused").to_string();
+    let says = "found 1544 channels, expected at most 1536; use --device cpu";
+    assert!(error.contains(says), "{error}");
+}
+
 #[test]
 fn pictures_have_the_features_of_pytorch() {
     let Some(at) = goldens() else { return };
