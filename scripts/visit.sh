@@ -294,13 +294,15 @@ kernels_of() {
     local name
     case "$1" in
         ZeroGrads | GradNorm) ;; # a fill, and what AdamStep's kernels measure
-        VisionEmbedding) ;;      # the CPU's alone
         AdamStep) echo "adam_partials_f32|adam_factors_f32|adam_step_f32" ;;
         Linear) echo "lora_project_f16|linear_forward_f16|linear_forward_small_f16" ;;
         InputGrad) echo "linear_backward_f16|linear_backward_small_f16" ;;
         WeightGrad) echo "linear_backward_weight_f32|linear_backward_bias_f32" ;;
         LoraGrad) echo "lora_project_backward_f16|lora_backward_params_f16" ;;
-        EmbeddingGrad) echo "embedding_again_f16|embedding_backward_table_f32|$(kernels_of LayerNormGrad)" ;;
+        EmbeddingGrad)
+            echo "embedding_again_f16|embedding_backward_table_f32|$(kernels_of LayerNormGrad)|$(kernels_of Add)"
+            ;;
+        LayerNorm) echo "layer_norm_forward_f16|layer_norm_forward_wide_f16" ;;
         LayerNormGrad) echo "layer_norm_backward_f16|layer_norm_backward_frozen_f16|layer_norm_backward_params_f32" ;;
         Attention) echo "attention_forward_32_f16|attention_forward_64_f16|attention_forward_128_f16" ;;
         AttentionGrad)
@@ -310,7 +312,7 @@ kernels_of() {
         Mse) echo mse_forward_f32 ;;
         PhmGrad) echo "phm_backward_f16|phm_backward_params_f32" ;;
         *)
-            # LayerNorm is layer_norm_forward_f16, L2NormGrad l2_norm_backward_f16.
+            # L2Norm is l2_norm_forward_f16, L2NormGrad l2_norm_backward_f16.
             name=$(sed 's/\(.\)\([A-Z]\)/\1_\2/g' <<<"$1" | tr '[:upper:]' '[:lower:]')
             case "$name" in *_grad) echo "${name%_grad}_backward_f16" ;; *) echo "${name}_forward_f16" ;; esac
             ;;
