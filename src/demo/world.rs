@@ -140,7 +140,7 @@ pub fn pool_share(language: Language) -> f64 {
 /// All data of a demo. No two scenes, in the pool or in the items, have the same content.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// The map that every picture's features come from.
+    /// The map that every picture's features come from at first; a tower learns from them.
     pub features: FeatureMap,
     /// The pre-training pool.
     pub pool: Vec<PoolItem>,

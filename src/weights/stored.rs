@@ -108,7 +108,8 @@ impl Stored {
         &self.checkpoint
     }
 
-    /// A value where it lies. Its shape is the tensor's.
+    /// A value where it lies. Its shape is the tensor's, of a resampled table too, whose numbers are the
+    /// value's.
     ///
     /// # Errors
     /// If the model has no such value.

@@ -80,6 +80,15 @@ impl Layout {
             .unwrap_or_else(|| self.position().into())
     }
 
+    /// Patches of a side of the pictures that a table is for.
+    fn table_grid(self, weights: &Checkpoint, table: &str) -> Result<usize> {
+        let rows = match self {
+            Layout::Dino => dims::<3>(weights, table)?[1],
+            _ => dims::<2>(weights, table)?[0],
+        };
+        grid_of(weights, table, rows)
+    }
+
     /// What the tensors say.
     pub(super) fn sizes(self, weights: &Checkpoint, side: Option<usize>) -> Result<Sizes> {
         let [hidden, channels, patch, width] = dims(weights, self.patch())?;
@@ -91,11 +100,7 @@ impl Layout {
             ));
         }
         let table = self.table(weights, side);
-        let rows = match self {
-            Layout::Dino => dims::<3>(weights, &table)?[1],
-            _ => dims::<2>(weights, &table)?[0],
-        };
-        let own = grid_of(weights, &table, rows)?;
+        let own = self.table_grid(weights, &table)?;
         let grid = match side {
             // DINOv2 resamples its table, as Hugging Face's does.
             Some(side) if self == Layout::Dino && side > 0 && side.is_multiple_of(patch) => {
@@ -195,26 +200,24 @@ impl Layout {
     fn embeddings(self, c: &VisionConfig, weights: &Checkpoint) -> Vec<Place> {
         let patch = [c.hidden, 3, c.patch, c.patch];
         let table = self.table(weights, Some(c.image_size()));
-        // Its rows were looked at when the sizes were read.
-        let own = match dims::<3>(weights, &table) {
-            Ok([_, rows, _]) if self == Layout::Dino => grid_of(weights, &table, rows).ok(),
-            _ => None,
+        // Where it has no grid, the sizes could not be read, and nothing comes here.
+        let own = self.table_grid(weights, &table).unwrap_or(c.grid);
+        let how = match own == c.grid {
+            true => How::Whole,
+            false => How::Resampled(own, c.grid),
         };
-        let (own, how) = match own {
-            Some(own) if own != c.grid => (own, How::Resampled(own, c.grid)),
-            _ => (c.grid, How::Whole),
-        };
+        let rows = own * own + 1;
         let (class, class_dims, table_dims) = match self {
-            Layout::HuggingFace => (names::CLASS, vec![c.hidden], vec![c.tokens(), c.hidden]),
+            Layout::HuggingFace => (names::CLASS, vec![c.hidden], vec![rows, c.hidden]),
             Layout::OpenAi => (
                 "visual.class_embedding",
                 vec![c.hidden],
-                vec![c.tokens(), c.hidden],
+                vec![rows, c.hidden],
             ),
             Layout::Dino => (
                 "embeddings.cls_token",
                 vec![1, 1, c.hidden],
-                vec![1, own * own + 1, c.hidden],
+                vec![1, rows, c.hidden],
             ),
         };
         let mut out = vec![
