@@ -3,8 +3,8 @@
 //! A row of `C` is summed over K in one order: within each segment, blocks of `KC` terms from k = 0
 //! on, each block one fused multiply-add a term, then added to the sum of those before (which keeps
 //! more digits than one long chain). Neither M, the row's place, the tile's place nor the number of
-//! threads changes that; edge tiles run the same micro-kernel into scratch. This is what gives a
-//! member the same bits in company as alone.
+//! threads changes that, nor does the width of the machine's vectors from AVX2 on. This is what gives
+//! a member the same bits in company as alone.
 //!
 //! `B` is packed on the fly into panels of [`NR`] columns, so a memory-mapped weight is read where
 //! it lies, in either direction, and no copy of it is kept. `A` is read in place when its columns
@@ -14,25 +14,27 @@
 
 mod micro;
 mod pack;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
 use super::fast::vector;
-use micro::micro;
-use pack::{RowGroup, a_panel, pack_b};
+use micro::{Isa, Tile, micro};
+use pack::{a_panel, pack_b};
 
-/// Rows of a register tile.
-pub const MR: usize = 6;
-/// Columns of a register tile: two AVX2 vectors.
-pub const NR: usize = 16;
-/// Terms of a product that one pass adds to a tile: a panel of `KC * NR` stays in the L1 cache.
+/// Rows of a register tile, at most.
+const MR: usize = 9;
+/// Columns of a panel of B: a vector of AVX-512, or two of AVX2.
+const NR: usize = 16;
+/// Terms of a product that one pass adds to a tile.
 const KC: usize = 256;
 /// Elements of a panel between what is read and what is asked for: sixteen cache lines.
 const AHEAD: usize = 16 * NR;
-/// Panels that one task packs: `KC * NR * PANELS` stays in the L2 cache.
-const PANELS: usize = 16;
+/// Panels that one task packs: `KC * NR * PANELS` (384 KiB) stay in the L2 cache.
+const PANELS: usize = 24;
 /// The longest run of columns that a product finishes at once; each begins at a multiple of it.
 pub const RUN: usize = NR * PANELS;
 
@@ -143,9 +145,10 @@ pub fn gemm<F>(
         return;
     }
     let shared = checked(c, second, (m, n), segments);
+    let isa = Isa::detect();
     let col_tasks = n.div_ceil(RUN);
     let row_tasks = row_split(m, col_tasks);
-    let rows_per = m.div_ceil(row_tasks).next_multiple_of(MR);
+    let rows_per = m.div_ceil(row_tasks).next_multiple_of(isa.rows());
     (0..col_tasks * row_tasks).into_par_iter().for_each(|task| {
         let col = (task % col_tasks) * RUN;
         let row = (task / col_tasks) * rows_per;
@@ -158,7 +161,9 @@ pub fn gemm<F>(
                 col,
                 cols,
             };
-            PACK.with_borrow_mut(|pack| run_block(shared, block, segments, start, pack, &finish));
+            PACK.with_borrow_mut(|pack| {
+                run_block(isa, shared, block, segments, start, pack, &finish);
+            });
         }
     });
 }
@@ -178,6 +183,7 @@ pub fn gemm_serial(c: Dest<'_>, (m, n): (usize, usize), segments: &[Segment<'_>]
         };
         PACK.with_borrow_mut(|pack| {
             run_block(
+                Isa::detect(),
                 shared,
                 block,
                 segments,
@@ -242,6 +248,7 @@ struct Block {
 }
 
 fn run_block<F>(
+    isa: Isa,
     c: Shared,
     block: Block,
     segments: &[Segment<'_>],
@@ -267,13 +274,26 @@ fn run_block<F>(
         pack_b(b_pack, seg.b, k0, kc, block.col, block.cols);
         let from = if i == 0 { start } else { Start::Accumulate };
         let last = i + 1 == chunks.len();
-        for row in (block.row..block.row + block.rows).step_by(MR) {
-            let rows = MR.min(block.row + block.rows - row);
+        for row in (block.row..block.row + block.rows).step_by(isa.rows()) {
+            let rows = isa.rows().min(block.row + block.rows - row);
             let a = a_panel(a_pack, seg.a, row, rows, k0, kc);
-            for (p, col) in (block.col..block.col + block.cols).step_by(NR).enumerate() {
-                let cols = NR.min(block.col + block.cols - col);
-                let panel = &b_pack[p * KC * NR..p * KC * NR + kc * NR];
-                tile(c, (row, rows), (col, cols), &a, panel, kc, from);
+            let mut col = 0;
+            while col < block.cols {
+                let cols = isa.cols(block.cols - col);
+                let panels = &b_pack[col * KC..];
+                #[allow(unsafe_code)]
+                // SAFETY: `gemm` checked that the rows and columns of the block exist, and no two
+                // tasks share a (row, column) pair.
+                unsafe {
+                    let tile = Tile {
+                        c: c.ptr.add(row * c.ld + block.col + col),
+                        ld: c.ld,
+                        rows,
+                        cols,
+                    };
+                    micro(isa, tile, &a, panels, kc, from);
+                }
+                col += cols;
             }
             if last {
                 finish_rows(c, (row, rows), (block.col, block.cols), finish);
@@ -325,196 +345,4 @@ fn c_row<'a>(c: Shared, row: usize, col: usize, cols: usize) -> &'a mut [f32] {
     // SAFETY: `gemm` checked that (m - 1) * ld + n elements exist, row < m and col + cols <= n, and
     // no two tasks share a (row, column) pair.
     unsafe { std::slice::from_raw_parts_mut(c.ptr.add(row * c.ld + col), cols) }
-}
-
-/// Adds `kc` terms to a tile of the destination.
-fn tile(
-    c: Shared,
-    (row, rows): (usize, usize),
-    (col, cols): (usize, usize),
-    a: &RowGroup<'_>,
-    panel: &[f32],
-    kc: usize,
-    from: Start,
-) {
-    let mut acc = [[0f32; NR]; MR];
-    if rows == MR && cols == NR {
-        micro(c_row_ptr(c, row, col), c.ld, a, panel, kc, from);
-        return;
-    }
-    if from == Start::Accumulate {
-        for (i, dst) in acc.iter_mut().enumerate().take(rows) {
-            dst[..cols].copy_from_slice(c_row(c, row + i, col, cols));
-        }
-    }
-    micro(acc.as_mut_ptr().cast(), NR, a, panel, kc, from);
-    for (i, src) in acc.iter().enumerate().take(rows) {
-        c_row(c, row + i, col, cols).copy_from_slice(&src[..cols]);
-    }
-}
-
-#[allow(unsafe_code)]
-fn c_row_ptr(c: Shared, row: usize, col: usize) -> *mut f32 {
-    // SAFETY: inside the destination, as in `c_row`.
-    unsafe { c.ptr.add(row * c.ld + col) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fill(n: usize, seed: u64) -> Vec<f32> {
-        let mut s = seed;
-        (0..n)
-            .map(|_| {
-                s = s
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
-                (s >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    fn naive(m: usize, n: usize, k: usize, a: Mat<'_>, b: Mat<'_>) -> Vec<f64> {
-        let mut c = vec![0f64; m * n];
-        for i in 0..m {
-            for j in 0..n {
-                c[i * n + j] = (0..k)
-                    .map(|l| {
-                        f64::from(a.data[i * a.rs + l * a.cs])
-                            * f64::from(b.data[l * b.rs + j * b.cs])
-                    })
-                    .sum();
-            }
-        }
-        c
-    }
-
-    #[test]
-    fn agrees_with_plain_loops_in_every_layout() {
-        for (m, n, k) in [
-            (1, 1, 1),
-            (7, 17, 3),
-            (6, 16, 256),
-            (13, 131, 517),
-            (97, 48, 64),
-        ] {
-            let (a, b) = (fill(m * k, 1), fill(k * n, 2));
-            for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
-                let am = if ta {
-                    Mat::rows(&a, m).t()
-                } else {
-                    Mat::rows(&a, k)
-                };
-                let bm = if tb {
-                    Mat::rows(&b, k).t()
-                } else {
-                    Mat::rows(&b, n)
-                };
-                let mut c = vec![f32::NAN; m * n];
-                let seg = [Segment { a: am, b: bm, k }];
-                gemm(
-                    Dest {
-                        data: &mut c,
-                        ld: n,
-                    },
-                    None,
-                    (m, n),
-                    &seg,
-                    Start::Zero,
-                    |_, _, _, _| {},
-                );
-                for (got, want) in c.iter().zip(naive(m, n, k, am, bm)) {
-                    assert!(
-                        (f64::from(*got) - want).abs() <= 1e-5 * (k as f64).sqrt(),
-                        "{m} {n} {k}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_has_the_same_bits_alone_and_in_company() {
-        let (n, k) = (37, 700);
-        let (a, b) = (fill(50 * k, 3), fill(k * n, 4));
-        let seg = |row: usize| Segment {
-            a: Mat::rows(&a[row * k..], k),
-            b: Mat::rows(&b, k).t(),
-            k,
-        };
-        let mut all = vec![0f32; 50 * n];
-        gemm(
-            Dest {
-                data: &mut all,
-                ld: n,
-            },
-            None,
-            (50, n),
-            &[seg(0)],
-            Start::Zero,
-            |_, _, _, _| {},
-        );
-        for row in [0, 5, 6, 29, 49] {
-            let mut one = vec![0f32; n];
-            gemm_serial(
-                Dest {
-                    data: &mut one,
-                    ld: n,
-                },
-                (1, n),
-                &[seg(row)],
-                Start::Zero,
-            );
-            assert_eq!(one, all[row * n..(row + 1) * n]);
-        }
-    }
-
-    #[test]
-    fn finish_sees_every_element_once() {
-        let (m, n, k) = (11, 150, 300);
-        let (a, b) = (fill(m * k, 5), fill(k * n, 6));
-        let seg = [Segment {
-            a: Mat::rows(&a, k),
-            b: Mat::rows(&b, n),
-            k,
-        }];
-        let mut c = vec![0f32; m * n];
-        let mut plain = c.clone();
-        gemm(
-            Dest {
-                data: &mut plain,
-                ld: n,
-            },
-            None,
-            (m, n),
-            &seg,
-            Start::Zero,
-            |_, _, _, _| {},
-        );
-        let mut twice = vec![0f32; m * n];
-        let second = Some(Dest {
-            data: &mut twice,
-            ld: n,
-        });
-        gemm(
-            Dest {
-                data: &mut c,
-                ld: n,
-            },
-            second,
-            (m, n),
-            &seg,
-            Start::Zero,
-            |_, _, run, other| {
-                for (x, y) in run.iter_mut().zip(other) {
-                    *x += 1.0;
-                    *y += 2.0 * *x;
-                }
-            },
-        );
-        for (i, y) in plain.iter().enumerate() {
-            assert_eq!((c[i], twice[i]), (y + 1.0, 2.0 * (y + 1.0)));
-        }
-    }
 }

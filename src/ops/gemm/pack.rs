@@ -5,11 +5,10 @@ use super::micro::has_avx2;
 use super::{KC, MR, Mat, NR};
 use crate::ops::fast::vector;
 
-/// Row pointers of a group of [`MR`] rows; rows past the end repeat the last one and their results
-/// are dropped.
+/// A group of rows of A.
 pub(super) struct RowGroup<'a> {
     pub data: &'a [f32],
-    /// Of each row's first term in `data`.
+    /// Of each row's first term in `data`; there may be fewer rows, and the rest means nothing.
     pub offsets: [usize; MR],
     /// From one term of a row to the next.
     pub step: usize,
@@ -23,22 +22,22 @@ pub(super) fn a_panel<'a>(
     k0: usize,
     kc: usize,
 ) -> RowGroup<'a> {
-    let clamped = |i: usize| row + i.min(rows - 1);
     if a.cs == 1 {
-        let offsets = std::array::from_fn(|i| clamped(i) * a.rs + k0);
         return RowGroup {
             data: a.data,
-            offsets,
+            offsets: std::array::from_fn(|i| (row + i) * a.rs + k0),
             step: 1,
         };
     }
     for (k, dst) in pack.chunks_exact_mut(MR).take(kc).enumerate() {
         let start = row * a.rs + (k0 + k) * a.cs;
-        if a.rs == 1 && rows == MR {
-            dst.copy_from_slice(&a.data[start..start + MR]);
-        } else {
-            for (i, d) in dst.iter_mut().enumerate() {
-                *d = a.data[start + i.min(rows - 1) * a.rs];
+        match a.data.get(start..start + MR) {
+            // As many whatever `rows` is: a copy of a fixed length is quick.
+            Some(run) if a.rs == 1 => dst.copy_from_slice(run),
+            _ => {
+                for (i, d) in dst.iter_mut().enumerate().take(rows) {
+                    *d = a.data[start + i * a.rs];
+                }
             }
         }
     }
@@ -95,6 +94,12 @@ fn transpose_panel(panel: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usi
     let whole = kc / 8 * 8;
     let blocks = width / 8 * 8;
     for (k, rows) in panel[..whole * NR].chunks_exact_mut(8 * NR).enumerate() {
+        // The next panel's columns lie far from these: no hardware looks ahead there.
+        if k % 2 == 0 {
+            for column in columns {
+                prefetch(column.as_ptr().wrapping_add(NR * b.cs + 8 * k));
+            }
+        }
         for first in (0..blocks).step_by(8) {
             let block = std::array::from_fn(|i| &columns[first + i][8 * k..8 * k + 8]);
             transpose8(block, &mut rows[first..]);
@@ -104,6 +109,18 @@ fn transpose_panel(panel: &mut [f32], b: Mat<'_>, k0: usize, kc: usize, col: usi
         for k in if i < blocks { whole } else { 0 }..kc {
             panel[k * NR + i] = column[k];
         }
+    }
+}
+
+/// Asks for a cache line; any address will do.
+#[inline(always)]
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    // SAFETY: a prefetch of an address that is not mapped does nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
 }
 
