@@ -24,7 +24,7 @@ fn it_tells_of_machine_and_binary() {
     assert_eq!(report["machine"]["cores"], cores);
     assert_eq!(report["binary"]["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["binary"]["cuda"], cfg!(feature = "cuda"));
-    for feature in ["AVX2", "FMA", "F16C"] {
+    for feature in ["AVX2", "FMA", "F16C", "AVX-512"] {
         assert!(report["machine"]["cpu_features"][feature].is_boolean());
     }
     #[cfg(target_os = "linux")]

@@ -209,12 +209,13 @@ fn cpu_features() -> BTreeMap<&'static str, bool> {
         ("AVX2", is_x86_feature_detected!("avx2")),
         ("FMA", is_x86_feature_detected!("fma")),
         ("F16C", is_x86_feature_detected!("f16c")),
+        ("AVX-512", is_x86_feature_detected!("avx512f")),
     ])
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_features() -> BTreeMap<&'static str, bool> {
-    BTreeMap::from(["AVX2", "FMA", "F16C"].map(|name| (name, false)))
+    BTreeMap::from(["AVX2", "FMA", "F16C", "AVX-512"].map(|name| (name, false)))
 }
 
 /// Checks a device.
