@@ -6,7 +6,7 @@
 //! threads changes that, nor does the width of the machine's vectors from AVX2 on. This is what gives
 //! a member the same bits in company as alone.
 //!
-//! `B` is packed on the fly into panels of [`NR`] columns, so a memory-mapped weight is read where
+//! `B` is packed on the fly into panels of `NR` columns, so a memory-mapped weight is read where
 //! it lies, in either direction, and no copy of it is kept. `A` is read in place when its columns
 //! are contiguous (activations), else packed by row group (the transposed operand of a weight
 //! gradient). The layout is that of Goto and van de Geijn, "Anatomy of high-performance matrix
