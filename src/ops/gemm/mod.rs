@@ -247,6 +247,7 @@ struct Block {
     cols: usize,
 }
 
+/// `isa` is one that this machine has.
 fn run_block<F>(
     isa: Isa,
     c: Shared,
@@ -282,8 +283,8 @@ fn run_block<F>(
                 let cols = isa.cols(block.cols - col);
                 let panels = &b_pack[col * KC..];
                 #[allow(unsafe_code)]
-                // SAFETY: `gemm` checked that the rows and columns of the block exist, and no two
-                // tasks share a (row, column) pair.
+                // SAFETY: `isa` is one that this machine has; `gemm` checked that the rows and columns of
+                // the block exist, and no two tasks share a (row, column) pair.
                 unsafe {
                     let tile = Tile {
                         c: c.ptr.add(row * c.ld + block.col + col),
